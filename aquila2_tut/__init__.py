@@ -1,0 +1,44 @@
+"""The package that the Aquila2 tutorial is written with.
+
+The names below are imported when they are first used: `import aquila2_tut` costs milliseconds, torch costs seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aquila2_tut.config import PRESETS, Aquila2Config
+    from aquila2_tut.loader import AutoLoader
+    from aquila2_tut.model import Aquila2ForCausalLM
+    from aquila2_tut.tokenizer import load_tokenizer
+
+    __version__: str
+
+_HOME = {
+    "AutoLoader": "aquila2_tut.loader",
+    "Aquila2Config": "aquila2_tut.config",
+    "Aquila2ForCausalLM": "aquila2_tut.model",
+    "PRESETS": "aquila2_tut.config",
+    "load_tokenizer": "aquila2_tut.tokenizer",
+}
+
+__all__ = ["PRESETS", "Aquila2Config", "Aquila2ForCausalLM", "AutoLoader", "__version__", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value = version("aquila2-tut")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,357 @@
+"""The command `aquila2-tut`: what the book does in cells, for a terminal.
+
+Each sub-command has a parser of its own and imports its room only when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+PROGRAM = "aquila2-tut"
+FAILED, INTERRUPTED = 2, 130
+
+TEXTS: dict[str, dict[str, str]] = {
+    "en": {
+        "program": "The command of the Aquila2 tutorial.",
+        "lang": "language of the messages (default: that of the system)",
+        "show_help": "print this help and leave",
+        "version": "print the version and leave",
+        "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
+        "assets": "list, fetch and verify the files that the book needs",
+        "chat": "talk to a model in the terminal",
+        "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
+        "model_dir": "the folder that holds checkpoint folders",
+        "device": "auto, cpu, cuda, cuda:0, mps",
+        "dtype": "auto, float32, bfloat16, float16",
+        "base": "continue the text as a base model does: no template, no history",
+        "system": "the system message, instead of the template's own",
+        "template": "the prompt format, instead of the model's own",
+        "temperature": "0 always takes the likeliest token; higher is more varied (default: 1.0)",
+        "top_p": "share of the probability that is kept (default: 0.9)",
+        "topk": "number of tokens that are kept (default: 15)",
+        "seed": "the same seed and the same conversation give the same answers (default: 123)",
+        "max_gen_len": "tokens that an answer may have (default: 200)",
+        "loading": "Loading {name} ...",
+        "welcome": "{name} on {device}. /help tells the commands; Ctrl-C stops an answer.",
+        "help": "/reset    start a new conversation\n/history  show this one\n/help     this list\n"
+        "/quit     leave (so does Ctrl-D)\nCtrl-C    stop an answer; at the prompt, leave",
+        "reset": "A new conversation.",
+        "stopped": "[stopped]",
+        "nothing": "Nothing has been said yet.",
+        "unknown": "There is no command {word}; /help lists them.",
+        "you": "you",
+        "bye": "Goodbye.",
+    },
+    "zh": {
+        "program": "Aquila2 教程的命令行工具。",
+        "lang": "提示信息的语言（默认与系统一致）",
+        "show_help": "显示本帮助并退出",
+        "version": "显示版本号并退出",
+        "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
+        "assets": "列出、下载、校验本书所需的文件",
+        "chat": "在终端里与模型对话",
+        "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
+        "model_dir": "存放各检查点文件夹的目录",
+        "device": "auto、cpu、cuda、cuda:0、mps",
+        "dtype": "auto、float32、bfloat16、float16",
+        "base": "像基座模型那样直接续写：不套模板，不带历史",
+        "system": "系统消息，代替模板自带的那一条",
+        "template": "提示词模板，代替模型默认的那一个",
+        "temperature": "取 0 时总选概率最大的词元；越高，回答越多样（默认 1.0）",
+        "top_p": "保留的累计概率（默认 0.9）",
+        "topk": "保留的词元个数（默认 15）",
+        "seed": "种子相同、对话相同，回答也相同（默认 123）",
+        "max_gen_len": "每次回答最多多少个词元（默认 200）",
+        "loading": "正在加载 {name} ……",
+        "welcome": "{name}，运行在 {device} 上。输入 /help 查看命令；按 Ctrl-C 可中断回答。",
+        "help": "/reset    开始新的对话\n/history  查看当前对话\n/help     显示本列表\n"
+        "/quit     退出（也可按 Ctrl-D）\nCtrl-C    中断回答；在输入处按下则退出",
+        "reset": "已开始新的对话。",
+        "stopped": "［已中断］",
+        "nothing": "还没有对话内容。",
+        "unknown": "没有 {word} 这个命令，输入 /help 查看全部命令。",
+        "you": "你",
+        "bye": "再见。",
+    },
+}
+
+# What a terminal obeys (C0 except newline and tab, DEL, C1), and the marks that turn the direction of writing around.
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments after the program's name; None takes them from `sys.argv`.
+
+    Returns:
+        The exit status: 0, 2 after an error that was told, 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    text = TEXTS[choose_language(argv)]
+    _tolerate_any_text()
+    arguments = _parser(text).parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments.rest, text)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has left; pointing stdout elsewhere keeps the interpreter's last flush quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def choose_language(argv: Sequence[str]) -> str:
+    """The language of the messages: `--lang` wherever it stands, or else the system's."""
+    for here, following in pairwise([*argv, ""]):
+        asked = following if here == "--lang" else here.removeprefix("--lang=")
+        if here.startswith("--lang") and asked in TEXTS:
+            return asked
+    names = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    return "zh" if next(filter(None, names), "").lower().startswith(("zh", "chinese")) else "en"
+
+
+def _tolerate_any_text() -> None:
+    """A character that a terminal cannot show, or an odd byte in a pipe, must not end a conversation."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {name:8}{text[name]}" for name in COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=f"{text['program']}\n\n{text['command']}\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help=text["version"])
+    _add_common(parser, text)
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" | ".join(COMMANDS))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from aquila2_tut import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        parser.exit()
+
+
+def _add_common(parser: argparse.ArgumentParser, text: dict[str, str]) -> None:
+    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
+    parser.add_argument("--lang", choices=sorted(TEXTS), help=text["lang"])
+
+
+def _assets(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut import assets
+
+    return assets.run_cli(rest)
+
+
+# --- chat ---
+
+
+def _chat(rest: list[str], text: dict[str, str]) -> int:
+    arguments = _chat_parser(text).parse_args(rest)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if interactive:
+        print(text["loading"].format(name=arguments.model), file=sys.stderr)
+    with _told_errors() as outcome:
+        session = Session(*load_chat(arguments), text, vars(arguments))
+        run = _talk if interactive else _answer_lines
+        run(session)
+    return outcome[0]
+
+
+def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} chat", description=text["chat"], add_help=False)
+    parser.add_argument("--model", default="SmolLM2-135M", help=text["model"])
+    parser.add_argument("--model-dir", metavar="DIR", help=text["model_dir"])
+    parser.add_argument("--device", default="auto", help=text["device"])
+    parser.add_argument("--dtype", default="auto", help=text["dtype"])
+    parser.add_argument("--base", action="store_true", help=text["base"])
+    parser.add_argument("--system", metavar="TEXT", help=text["system"])
+    parser.add_argument("--template", metavar="NAME", help=text["template"])
+    parser.add_argument("--temperature", type=float, default=1.0, help=text["temperature"])
+    parser.add_argument("--top-p", type=float, default=0.9, help=text["top_p"])
+    parser.add_argument("--topk", type=int, default=15, help=text["topk"])
+    parser.add_argument("--seed", type=int, default=123, help=text["seed"])
+    parser.add_argument("--max-gen-len", type=int, default=200, help=text["max_gen_len"])
+    _add_common(parser, text)
+    return parser
+
+
+def load_chat(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Load what a conversation needs.
+
+    Returns:
+        (model, tokenizer)
+    """
+    from aquila2_tut import AutoLoader
+
+    loader = AutoLoader(
+        "aquila2",
+        model_name=arguments.model,
+        model_dir=arguments.model_dir,
+        device=arguments.device,
+        torch_dtype=arguments.dtype,
+    )
+    return loader.get_model(), loader.get_tokenizer()
+
+
+@contextlib.contextmanager
+def _told_errors() -> Iterator[list[int]]:
+    """Print an error of this package as one line and note the exit status; let every other error through."""
+    outcome = [0]
+    try:
+        yield outcome
+    except Exception as error:
+        if not is_ours(error):
+            raise
+        print(error_line(error), file=sys.stderr)
+        outcome[0] = FAILED
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether an error is of one of this package's classes, whose messages are written for the reader."""
+    return type(error).__module__.startswith("aquila2_tut.")
+
+
+def error_line(error: Exception) -> str:
+    """An error in one line, safe to print."""
+    return f"{PROGRAM}: " + " ".join(printable(str(error)).split())
+
+
+def printable(piece: str) -> str:
+    """Text without the characters that would steer the terminal: a model's answer must not move its cursor."""
+    return UNSAFE.sub("", piece)
+
+
+@dataclass
+class Session:
+    """One conversation.
+
+    Args:
+        model: anything with `stream`, see `aquila2_tut.chat.generate`.
+        tokenizer: the model's.
+        text: the messages in the reader's language.
+        options: the options of the command line, by name.
+    """
+
+    model: Any
+    tokenizer: Any
+    text: dict[str, str]
+    options: dict[str, Any]
+    history: list[tuple[str, str]] = field(default_factory=list)
+    turns: int = 0
+
+    def answer(self, said: str) -> None:
+        """Print the model's answer while it comes; Ctrl-C keeps what there is of it in the history."""
+        pieces: list[str] = []
+        stopped = False
+        try:
+            for piece in self._stream(said):
+                pieces.append(piece)
+                print(printable(piece), end="", flush=True)
+        except KeyboardInterrupt:
+            stopped = True
+        self.turns += 1
+        print(f" {self.text['stopped']}" if stopped else "", flush=True)
+        if not self.options["base"] and (pieces or not stopped):
+            self.history += [("human", said), ("gpt", "".join(pieces))]
+
+    def _stream(self, said: str) -> Iterator[str]:
+        options, seed = self.options, self.options["seed"]
+        return self.model.stream(
+            said,
+            tokenizer=self.tokenizer,
+            history=list(self.history),
+            sft=not options["base"],
+            # Another seed each turn, or a question asked twice would be answered with the same dice.
+            seed=seed + self.turns if seed > 0 else seed,
+            convo_template=options["template"],
+            system=options["system"],
+            **{name: options[name] for name in ("max_gen_len", "top_p", "topk", "temperature")},
+        )
+
+    def reset(self) -> None:
+        """Forget the conversation; the next one draws the same dice as the first."""
+        self.history.clear()
+        self.turns = 0
+
+
+def _talk(session: Session) -> None:
+    """The conversation at a terminal."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() arrow keys and a history that ends with the process)
+    name = getattr(session.model, "aquila_name", None) or session.options["model"]
+    print(session.text["welcome"].format(name=name, device=getattr(session.model, "device", "cpu")))
+    while (said := _ask(session.text)) is not None:
+        if said.startswith("/"):
+            if not _obey(said, session):
+                break
+        elif said:
+            with _told_errors():
+                session.answer(said)
+    print(session.text["bye"])
+
+
+def _ask(text: dict[str, str]) -> str | None:
+    """Read one line; None at Ctrl-D and Ctrl-C."""
+    try:
+        return input(f"{text['you']}> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return None
+
+
+def _obey(said: str, session: Session) -> bool:
+    """Carry out a command such as /reset.
+
+    Returns:
+        False when the conversation is over.
+    """
+    word = said.split()[0]
+    if word == "/reset":
+        session.reset()
+    answer = {
+        "/quit": "",
+        "/reset": session.text["reset"],
+        "/help": session.text["help"],
+        "/history": _told_history(session),
+    }.get(word, session.text["unknown"].format(word=printable(word)))
+    print(answer, end="\n" if answer else "")
+    return word != "/quit"
+
+
+def _told_history(session: Session) -> str:
+    speakers = {"human": session.text["you"], "gpt": getattr(session.model, "aquila_name", None) or "model"}
+    lines = [f"{speakers[role]}> {printable(said)}" for role, said in session.history]
+    return "\n".join(lines) or session.text["nothing"]
+
+
+def _answer_lines(session: Session) -> None:
+    """The conversation in a pipe: every line of stdin is one turn."""
+    for line in sys.stdin:
+        if line.strip():
+            session.answer(line.strip())
+
+
+COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

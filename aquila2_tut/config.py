@@ -1,0 +1,251 @@
+"""The numbers that make a model: `Aquila2Config` and a preset for every released Aquila2, and for the small models.
+
+Sources: the config.json files of BAAI's repositories on Hugging Face (2023-10 to 2024-06), FlagScale's training
+configurations for the 34B and 70B shapes, and the SmolLM2-135M-Instruct GGUF file's own metadata.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PretrainedConfig
+
+ROPE_TYPES = ("default", "linear", "dynamic")
+ATTN_BACKENDS = ("auto", "eager", "sdpa")
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
+class ConfigError(ValueError):
+    """A configuration that no model can be built from, or a model name that is not known."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds one JSON object and refuses a key given twice: the last would win silently."""
+    found = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"the key {key!r} appears twice, as {found[key]!r} and as {value!r}: keep one of them")
+        found[key] = value
+    return found
+
+
+@strict
+class Aquila2Config(PretrainedConfig):
+    """The shape of an Aquila2 model; a transformers configuration of model_type "aquila".
+
+    The class defaults are those of a released Aquila2-7B. (Upstream's class defaults were those of no released model.)
+
+    Args:
+        vocab_size: V, rows of the embedding and of the head.
+        hidden_size: C, width of the residual stream.
+        intermediate_size: F, width of the feed-forward block.
+        num_hidden_layers: decoder layers.
+        num_attention_heads: H, query heads.
+        num_key_value_heads: Hkv, key-value heads; H when not given (multi-head attention).
+        head_dim: D; C / H when not given.
+        max_position_embeddings: tokens the model was trained to see. The 16K models keep 2048 or 4096 here and
+            reach 16384 through `rope_parameters`.
+        rope_parameters: {"rope_type": "default" | "linear" | "dynamic", "rope_theta": float, "factor": float}. The
+            older keys `rope_scaling` and `rope_theta` of BAAI's files are understood.
+        attn_backend: "auto", "eager" or "sdpa", see `aquila2_tut.model.attention`.
+
+    Raises:
+        ConfigError: the numbers contradict each other; the message names the field.
+    """
+
+    model_type = "aquila"
+    keys_to_ignore_at_inference = ("past_key_values",)
+
+    vocab_size: int = 100008
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-5
+    use_cache: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 100006
+    eos_token_id: int | list[int] | None = 100007
+    tie_word_embeddings: bool = False
+    rope_parameters: dict | None = None
+    attn_backend: str = "auto"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self._check_heads_divide_width()
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self._check_shapes()
+        super().__post_init__(**self._checked_rope(kwargs))
+
+    def _check_heads_divide_width(self) -> None:
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads: {self.num_attention_heads} heads do not divide hidden_size {self.hidden_size}"
+            )
+
+    def _check_shapes(self) -> None:
+        for field in _POSITIVE:
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}: must be at least 1, not {getattr(self, field)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads: {self.num_key_value_heads} key-value heads cannot be shared evenly by "
+                f"{self.num_attention_heads} query heads"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim: rotary embeddings turn pairs of dimensions, {self.head_dim} is odd")
+        if self.hidden_act != "silu":
+            raise ConfigError(f"hidden_act: Aquila2's feed-forward block is SwiGLU ('silu'), not {self.hidden_act!r}")
+        if self.attn_backend not in ATTN_BACKENDS:
+            raise ConfigError(f"attn_backend: {self.attn_backend!r} is not one of {', '.join(ATTN_BACKENDS)}")
+
+    def _checked_rope(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Merges BAAI's `rope_scaling` and `rope_theta` into `rope_parameters`, and checks the result."""
+        rope = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
+        kind = rope.pop("type", None) or rope.get("rope_type") or "default"
+        rope["rope_type"] = rope.get("rope_type", kind)
+        rope.setdefault("rope_theta", kwargs.pop("rope_theta", None) or 10000.0)
+        kwargs.pop("rope_theta", None)
+        if rope["rope_type"] not in ROPE_TYPES:
+            raise ConfigError(
+                f"rope_parameters.rope_type: {rope['rope_type']!r} is not known; known: {', '.join(ROPE_TYPES)}"
+            )
+        self._check_rope_numbers(rope)
+        self.rope_parameters = rope
+        return kwargs
+
+    @staticmethod
+    def _check_rope_numbers(rope: dict[str, Any]) -> None:
+        def bad(value: Any, least: float) -> bool:
+            return isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf")
+
+        if bad(rope["rope_theta"], 1.0):
+            raise ConfigError(f"rope_parameters.rope_theta: must be a number of at least 1, not {rope['rope_theta']!r}")
+        if rope["rope_type"] != "default" and bad(rope.get("factor"), 1.0):
+            raise ConfigError(
+                f"rope_parameters.factor: {rope['rope_type']} scaling needs a number of at least 1, "
+                f"not {rope.get('factor')!r}"
+            )
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the model can be given: `max_position_embeddings` times the rotary scaling factor."""
+        return int(self.max_position_embeddings * self.rope_parameters.get("factor", 1.0))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Aquila2Config:
+        """The configuration of a known model.
+
+        Args:
+            name: a key of `PRESETS`, in any letter case.
+            changes: fields to set otherwise.
+
+        Raises:
+            ConfigError: no such model; the message lists the nearest names.
+        """
+        return cls(**{**PRESETS[resolve_preset_name(name)], **changes})
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        # transformers reads every config.json through this method.
+        with open(json_file, encoding="utf-8-sig") as file:
+            try:
+                return cls._decode_special_floats(json.loads(file.read(), object_pairs_hook=_no_duplicates))
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{json_file}: not valid JSON: {error}") from error
+            except ConfigError as error:
+                raise ConfigError(f"{json_file}: {error}") from None
+
+
+def _shape(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, **rest: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        **rest,
+    }
+
+
+_V1_IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_7B = _shape(4096, 11008, 32, 32, 32, max_position_embeddings=2048, dtype="float16")
+_33B_V1 = _shape(6656, 17920, 60, 52, 52, max_position_embeddings=2048, dtype="float16", rms_norm_eps=1e-6)
+_34B = _shape(6144, 24576, 60, 48, 8, max_position_embeddings=4096, dtype="bfloat16")
+_70B = _shape(8192, 28672, 80, 64, 8, max_position_embeddings=4096, dtype="bfloat16")
+_JUNE_2024 = {
+    "vocab_size": 143973,
+    "max_position_embeddings": 8192,
+    "rope_theta": 1e6,
+    "dtype": "bfloat16",
+    "bos_token_id": 143717,
+    "eos_token_id": 143718,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Aquila2-7B": _7B,
+    "AquilaChat2-7B": _7B,
+    "AquilaChat2-7B-16K": {**_7B, "rope_scaling": {"type": "linear", "factor": 8.0}},
+    "Aquila2-34B": _34B,
+    "AquilaChat2-34B": _34B,
+    "AquilaChat2-34B-16K": {**_34B, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    "Aquila2-70B-Expr": _70B,
+    "AquilaChat2-70B-Expr": _70B,
+    "Aquila2-7B-2024-06": {**_7B, **_JUNE_2024},
+    "Aquila2-34B-2024-06": {**_34B, **_JUNE_2024},
+    "Aquila-7B": {**_7B, **_V1_IDS, "rms_norm_eps": 1e-6},
+    "AquilaChat-7B": {**_7B, **_V1_IDS},
+    "Aquila-33B": {**_33B_V1, **_V1_IDS},
+    "SmolLM2-135M": _shape(
+        576,
+        1536,
+        30,
+        9,
+        3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        rope_theta=100000.0,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        dtype="float32",
+    ),
+}
+
+
+def resolve_preset_name(name: str) -> str:
+    """The canonical spelling of a model name given in any letter case.
+
+    Raises:
+        ConfigError: no preset of that name; the message lists the nearest ones.
+    """
+    spelled = {key.lower(): key for key in PRESETS}
+    if name.lower() in spelled:
+        return spelled[name.lower()]
+    near = difflib.get_close_matches(name.lower(), spelled, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(spelled[key] for key in near)}?" if near else f"known: {', '.join(PRESETS)}"
+    raise ConfigError(f"no model named {name!r}; {hint}")
+
+
+AutoConfig.register("aquila", Aquila2Config, exist_ok=True)

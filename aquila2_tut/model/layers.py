@@ -1,0 +1,156 @@
+"""The parts of a decoder layer: RMSNorm, the linear map, SwiGLU, attention with a cache, and the layer itself."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..config import Aquila2Config
+from .attention import attention, attention_weights
+from .rope import rotate
+
+
+class RMSNorm(nn.Module):
+    """Divides each vector by its root mean square, then scales each dimension: w * x / sqrt(mean(x^2) + eps).
+
+    In half precision Aquila2 multiplies with the weight in float32 and then casts; LLaMA casts first. That is the one
+    place where the two differ.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467).
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., C) -> (..., C), same dtype."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+@functools.cache
+def _onednn_linear_works() -> bool:
+    """Whether torch can hand a float32 product to oneDNN, and gets it right."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x, w = torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    try:
+        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""), x @ w.T)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def _for_onednn(x: Tensor) -> bool:
+    # A tensor subclass (a fake tensor, a functional one) has its own idea of what an operator does.
+    return x.is_cpu and type(x) in (Tensor, nn.Parameter) and torch.backends.mkldnn.enabled and _onednn_linear_works()
+
+
+class Linear(nn.Linear):
+    """x W^T, without a bias.
+
+    Where no gradient is wanted, a float32 product on a CPU goes to oneDNN, which torch itself calls only for half
+    precision: `benchmarks/inference.py` shows what that gains. Everything else is torch's own linear map, and so is
+    this inside `torch.backends.mkldnn.flags(enabled=False)`.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in) -> (..., out)."""
+        w = self.weight
+        if torch.is_grad_enabled() or not x.dtype == w.dtype == torch.float32 or not _for_onednn(x):
+            return F.linear(x, w)
+        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+
+
+class SwiGLU(nn.Module):
+    """The feed-forward block: down(silu(gate(x)) * up(x)).
+
+    Source: Shazeer 2020 (arXiv 2002.05202).
+    """
+
+    def __init__(self, config: Aquila2Config) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C); in between (B, T, F)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H query heads and Hkv key-value heads, rotary positions and a cache."""
+
+    def __init__(self, config: Aquila2Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim, self.backend = layer, config.head_dim, config.attn_backend
+        queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = Linear(config.hidden_size, queries)
+        self.k_proj = Linear(config.hidden_size, keys)
+        self.v_proj = Linear(config.hidden_size, keys)
+        self.o_proj = Linear(queries, config.hidden_size)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, H * D) -> (B, H, T, D)."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Cache | None,
+        want_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Lets every token look at those before it.
+
+        Args:
+            x: (B, T, C).
+            rotary: cosine and sine, (B, 1, T, D / 2) each.
+            mask: None (causal), or what `aquila2_tut.model.attention` takes; it then carries causality itself.
+            cache: holds the keys and values of earlier tokens, and is given the new ones.
+            want_weights: also return the attention weights.
+
+        Returns:
+            (B, T, C), and the weights (B, H, T, S) or None.
+        """
+        q, k = rotate(self._heads(self.q_proj(x)), *rotary), rotate(self._heads(self.k_proj(x)), *rotary)
+        v = self._heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        out = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
+        weights = attention_weights(q, k, causal=mask is None, mask=mask) if want_weights else None
+        return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, config: Aquila2Config, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = SwiGLU(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        want_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (B, T, C) -> (B, T, C), and the attention weights (B, H, T, S) where wanted."""
+        attended, weights = self.self_attn(self.input_layernorm(x), rotary, mask, past_key_values, want_weights)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), weights

@@ -1,0 +1,213 @@
+"""The whole model: embedding, decoder layers, final norm, head; a transformers model in every respect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from ..chat.generate import PredictMixin
+from ..config import Aquila2Config
+from .attention import padding_mask
+from .cache import growing_cache
+from .layers import DecoderLayer, Linear, RMSNorm
+from .rope import rotary_tables
+
+
+class ModelError(ValueError):
+    """Inputs that no forward pass can be made of."""
+
+
+class Aquila2PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know to load, save, initialise and spread an Aquila2 model."""
+
+    config_class = Aquila2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+
+
+def default_positions(attention_mask: Tensor | None, batch: int, past: int, new: int, device: torch.device) -> Tensor:
+    """Positions of the new tokens when the caller gives none: they count real tokens, so left padding shifts nothing.
+
+    Args:
+        attention_mask: (B, past + new) or None.
+
+    Returns:
+        (B, new) integers.
+    """
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(past, past + new, device=device).expand(batch, new)
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past : past + new]
+
+
+def visible_keys(attention_mask: Tensor | None, past: int, new: int, keys: int, like: Tensor) -> Tensor | None:
+    """The mask for the attention function: None where plain causality is all there is.
+
+    Args:
+        attention_mask: None, (B, past + new) padding mask, or a ready (B, 1, T, S) mask.
+        past, new: tokens cached before this call, and tokens of this call.
+        keys: S, how many keys attention will be given; more than past + new with a static cache.
+        like: gives B and the device.
+
+    Raises:
+        ModelError: a padding mask that does not cover the cached and the new tokens.
+    """
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return attention_mask
+    if attention_mask is not None and attention_mask.shape[1] != past + new:
+        raise ModelError(
+            f"attention_mask covers {attention_mask.shape[1]} tokens; {past} are cached and {new} are new, "
+            f"so it must cover {past + new}"
+        )
+    if keys == past + new and (attention_mask is None or attention_mask.all()):
+        return None
+    if attention_mask is None:
+        attention_mask = like.new_ones(like.shape[0], past + new, dtype=torch.long)
+    return padding_mask(F.pad(attention_mask, (0, keys - past - new)), past, new)
+
+
+class Aquila2Model(Aquila2PreTrainedModel):
+    """The decoder without its head: token ids in, hidden states out."""
+
+    def __init__(self, config: Aquila2Config) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the decoder.
+
+        Args:
+            input_ids: (B, T) token ids; or `inputs_embeds` (B, T, C) in their place.
+            attention_mask: (B, S) with zeros at padding, left or right, covering cached and new tokens; or a ready
+                (B, 1, T, S) mask.
+            position_ids: (B, T); counted from the mask when not given.
+            past_key_values: cache of the earlier tokens.
+            use_cache: return a cache; the config's `use_cache` when not given, never while training.
+            output_attentions, output_hidden_states: also return them, layer by layer.
+
+        Returns:
+            last_hidden_state (B, T, C), past_key_values, hidden_states, attentions.
+
+        Raises:
+            ModelError: neither or both of `input_ids` and `inputs_embeds`, or a mask of the wrong length.
+        """
+        x = self._embed(input_ids, inputs_embeds)
+        wants = self.config.use_cache and not self.training if use_cache is None else use_cache
+        cache = growing_cache() if wants and past_key_values is None else past_key_values
+        past, keys = 0, x.shape[1]
+        if cache is not None:
+            past, keys = int(cache.get_seq_length()), cache.get_mask_sizes(x.shape[1], 0)[0]
+        if position_ids is None:
+            position_ids = default_positions(attention_mask, x.shape[0], past, x.shape[1], x.device)
+        rotary = rotary_tables(self.config, position_ids, x.dtype)
+        mask = visible_keys(attention_mask, past, x.shape[1], keys, x)
+        states, weights = [x], []
+        for layer in self.layers:
+            x, weight = layer(x, rotary, mask=mask, past_key_values=cache, want_weights=bool(output_attentions))
+            if output_hidden_states:
+                states.append(x)
+            weights.append(weight)
+        x = self.norm(x)
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache if wants else None,
+            hidden_states=(*states[:-1], x) if output_hidden_states else None,
+            attentions=tuple(weights) if output_attentions else None,
+        )
+
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("give exactly one of input_ids and inputs_embeds")
+        return self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+
+class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
+    """Aquila2 with its language-model head, and the `predict` and `stream` of the original.
+
+    Args:
+        config: the model's shape.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    aquila_name: str | None = None
+
+    def __init__(self, config: Aquila2Config) -> None:
+        super().__init__(config)
+        self.model = Aquila2Model(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Scores the next token at every position.
+
+        Args:
+            labels: (B, T) token ids, -100 where there is no loss; they are shifted here.
+            logits_to_keep: score only the last so many positions (0: all), or those of the given indices.
+            kwargs: what `Aquila2Model.forward` takes besides, and `num_items_in_batch` for the loss.
+
+        Returns:
+            loss (a mean, in nats per token), logits (B, T or kept, V), past_key_values, hidden_states, attentions.
+        """
+        out = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+AutoModel.register(Aquila2Config, Aquila2Model, exist_ok=True)
+AutoModelForCausalLM.register(Aquila2Config, Aquila2ForCausalLM, exist_ok=True)

@@ -1,0 +1,310 @@
+"""Our model against transformers' LlamaForCausalLM with the same weights, and against formulas in float64."""
+
+import random
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
+
+from aquila2_tut import assets
+from aquila2_tut.config import Aquila2Config
+from aquila2_tut.model import Aquila2ForCausalLM, attention, inverse_frequencies, rotary_tables, rotate
+from aquila2_tut.model.attention import AttentionError, attention_weights
+from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works
+from aquila2_tut.model.modeling import ModelError
+from aquila2_tut.model.weights import load_model
+
+FLOOR = 2e-6  # relative to the largest logit: float32 rounding through a handful of layers
+ROPES = (
+    {"rope_type": "default", "rope_theta": 10000.0},
+    {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+)
+
+
+def random_shape(seed: int) -> dict:
+    """A small configuration: multi-head or grouped, one of the three rotary kinds, 16 trained positions."""
+    pick = random.Random(seed)
+    heads = pick.choice([2, 4, 6])
+    return {
+        "vocab_size": pick.choice([61, 97, 128]),
+        "hidden_size": heads * pick.choice([8, 16]),
+        "intermediate_size": pick.choice([40, 72, 112]),
+        "num_hidden_layers": pick.choice([1, 2, 3]),
+        "num_attention_heads": heads,
+        "num_key_value_heads": pick.choice([n for n in (1, 2, heads) if heads % n == 0]),
+        "max_position_embeddings": 16,
+        "rms_norm_eps": pick.choice([1e-5, 1e-6]),
+        "tie_word_embeddings": pick.random() < 0.3,
+        "rope_parameters": ROPES[seed % 3],
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def pair(seed: int, **changes) -> tuple[LlamaForCausalLM, Aquila2ForCausalLM]:
+    """The reference, never run before (its dynamic scaling remembers earlier calls), and ours, with equal weights."""
+    torch.manual_seed(seed)
+    shape = random_shape(seed) | changes
+    shape["rope_parameters"] = dict(shape["rope_parameters"])
+    reference = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    ours = Aquila2ForCausalLM(Aquila2Config(**shape)).eval()
+    ours.load_state_dict(reference.state_dict())
+    return reference, ours
+
+
+def batch(seed: int, vocab: int, padding: str, length: int = 29) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids (2, length) beyond the trained positions, their padding mask, and the positions of real tokens."""
+    ids = torch.randint(3, vocab, (2, length), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    if padding == "left":
+        mask[0, :7] = 0
+    if padding == "right":
+        mask[0, -7:] = 0
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def worst(ours: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> float:
+    """The largest difference at real tokens, relative to the largest logit."""
+    return (((ours - reference) * mask[..., None]).abs().max() / reference.abs().max()).item()
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("seed", range(20))
+def test_logits_equal_llama(seed, padding):
+    reference, ours = pair(seed)
+    ids, mask, positions = batch(seed, ours.config.vocab_size, padding)
+    expected = reference(ids, attention_mask=mask, position_ids=positions).logits
+    assert worst(ours(ids, attention_mask=mask).logits, expected, mask) == 0.0
+    with torch.no_grad():  # here oneDNN multiplies
+        assert worst(ours(ids, attention_mask=mask).logits, expected, mask) <= FLOOR
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("seed", range(20))
+def test_cached_logits_equal_llama(seed, padding):
+    reference, ours = pair(seed)
+    ids, mask, positions = batch(seed, ours.config.vocab_size, padding)
+    theirs_cache = our_cache = None
+    for start, end in ((0, 14), (14, 19), *((i, i + 1) for i in range(19, 29))):
+        part = {"attention_mask": mask[:, :end], "use_cache": True}
+        theirs = reference(
+            ids[:, start:end], position_ids=positions[:, start:end], past_key_values=theirs_cache, **part
+        )
+        mine = ours(ids[:, start:end], past_key_values=our_cache, **part)
+        theirs_cache, our_cache = theirs.past_key_values, mine.past_key_values
+        assert worst(mine.logits, theirs.logits, mask[:, start:end]) <= FLOOR
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_gradients_equal_llama(seed):
+    reference, ours = pair(seed)
+    ids, mask, _ = batch(seed, ours.config.vocab_size, "right")
+    labels = ids.masked_fill(mask == 0, -100)
+    positions = torch.arange(ids.shape[1])[None]
+    for model in (reference.train(), ours.train()):
+        model(ids, attention_mask=mask, labels=labels, position_ids=positions).loss.backward()
+    for (name, theirs), mine in zip(reference.named_parameters(), ours.parameters(), strict=True):
+        floor = FLOOR * theirs.grad.abs().max().item()
+        torch.testing.assert_close(
+            mine.grad, theirs.grad, rtol=0, atol=floor, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("seed", [0, 1, 3, 4])
+def test_generate_gives_the_same_tokens(seed, mode):
+    reference, ours = pair(seed, max_position_embeddings=64)
+    ids, mask, _ = batch(seed, ours.config.vocab_size, "left", length=12)
+    settings = {"max_new_tokens": 24, "do_sample": False, "attention_mask": mask, **mode}
+    assert torch.equal(ours.generate(ids, **settings), reference.generate(ids, **settings))
+
+
+@torch.no_grad()
+def test_static_cache_without_a_mask():
+    _, ours = pair(0, max_position_embeddings=64)
+    ids, _, _ = batch(0, ours.config.vocab_size, "none", length=10)
+    cache = StaticCache(config=ours.config, max_cache_len=32)
+    first = ours(ids[:, :6], past_key_values=cache, use_cache=True).logits
+    second = ours(ids[:, 6:], past_key_values=cache, use_cache=True).logits
+    torch.testing.assert_close(torch.cat((first, second), 1), ours(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_one_intended_difference_from_llama():
+    """Half precision: Aquila multiplies the weight in float32 and then casts, LLaMA casts and then multiplies."""
+    torch.manual_seed(0)
+    x, norm = torch.randn(64, 256).bfloat16(), RMSNorm(256, 1e-5)
+    norm.weight.data = (1 + 0.3 * torch.randn(256)).bfloat16()
+    normalised = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5)
+    aquila = (normalised * norm.weight.float()).bfloat16()
+    llama = normalised.bfloat16() * norm.weight
+    assert torch.equal(norm(x), aquila)
+    assert not torch.equal(aquila, llama)
+    assert (aquila.float() - llama.float()).abs().max() < 0.04
+    exact = normalised.double() * norm.weight.double()
+    assert (aquila - exact).abs().mean() < (llama - exact).abs().mean()
+
+
+def test_rms_norm_in_float64():
+    x, norm = torch.randn(3, 7, 48), RMSNorm(48, 1e-6)
+    norm.weight.data = torch.randn(48)
+    exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight.double()
+    torch.testing.assert_close(norm(x).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3, 64), (1, 200)])
+def test_onednn_linear_in_float64(shape):
+    if not _onednn_linear_works():
+        pytest.skip("this build of torch has no oneDNN linear operator; the plain path is all there is")
+    linear, x = Linear(64, 48), torch.randn(*shape, 64)
+    with torch.no_grad():
+        exact = x.double() @ linear.weight.double().T
+        torch.testing.assert_close(linear(x).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_rotation_depends_on_distance_only():
+    config = Aquila2Config.preset("Aquila2-7B", hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
+    q, k = torch.randn(1, 1, 1, 32, dtype=torch.double), torch.randn(1, 1, 1, 32, dtype=torch.double)
+
+    def score(query_at: int, key_at: int) -> float:
+        turned = (
+            rotate(x, *rotary_tables(config, torch.tensor([[at]]), torch.double))
+            for x, at in ((q, query_at), (k, key_at))
+        )
+        return (next(turned) * next(turned)).sum().item()
+
+    assert score(9, 4) == pytest.approx(score(109, 104), rel=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 5), rel=1e-2)
+
+
+def test_linear_scaling_divides_positions():
+    plain = Aquila2Config.preset("AquilaChat2-7B")
+    scaled = Aquila2Config.preset("AquilaChat2-7B-16K")
+    torch.testing.assert_close(inverse_frequencies(scaled) * 8, inverse_frequencies(plain))
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
+@pytest.mark.parametrize("lengths", [(5, 5), (1, 9), (3, 9)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_backends_equal_the_formula(heads, lengths, masked):
+    torch.manual_seed(1)
+    (h, hkv), (t, s) = heads, lengths
+    q, k, v = torch.randn(2, h, t, 16), torch.randn(2, hkv, s, 16), torch.randn(2, hkv, s, 16)
+    mask = torch.rand(2, 1, t, s) < 0.7 if masked else None
+    if masked:
+        mask[..., 0] = True
+    wide_k, wide_v = (x.double().repeat_interleave(h // hkv, dim=1) for x in (k, v))
+    scores = q.double() @ wide_k.transpose(2, 3) / 4
+    allowed = torch.ones(t, s).tril(s - t).bool() if mask is None else torch.ones(t, s).tril(s - t).bool() & mask
+    exact = scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ wide_v
+    for backend in ("eager", "sdpa", "auto"):
+        out = attention(q, k, v, causal=True, mask=mask, backend=backend)
+        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+    weights = attention_weights(q, k, causal=True, mask=mask)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, h, t))
+
+
+def test_attention_refuses_what_does_not_fit():
+    q, k = torch.randn(1, 4, 3, 8), torch.randn(1, 3, 3, 8)
+    with pytest.raises(AttentionError, match="does not fit"):
+        attention(q, k, k, causal=True)
+    with pytest.raises(AttentionError, match="'fast' is not one of auto"):
+        attention(q, q, q, causal=True, backend="fast")
+    with pytest.raises(AttentionError, match="expected, not"):
+        attention(q[0], q[0], q[0], causal=True)
+
+
+def test_inputs_are_checked():
+    _, ours = pair(0)
+    ids = torch.ones(1, 4, dtype=torch.long)
+    with pytest.raises(ModelError, match="exactly one of input_ids and inputs_embeds"):
+        ours()
+    with pytest.raises(ModelError, match="covers 3 tokens; 0 are cached and 4 are new"):
+        ours(ids, attention_mask=torch.tensor([[1, 1, 0]]))
+
+
+def test_hidden_states_and_attentions():
+    reference, ours = pair(4)
+    reference.set_attn_implementation("eager")
+    ids, _, _ = batch(4, ours.config.vocab_size, "none", length=9)
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    theirs, mine = reference(ids, **wanted), ours(ids, **wanted)
+    for kind in ("hidden_states", "attentions"):
+        assert len(mine[kind]) == len(theirs[kind])
+        for a, b in zip(mine[kind], theirs[kind], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    _, ours = pair(1)
+    ids, _, _ = batch(1, ours.config.vocab_size, "none")
+    ours.train()(ids, labels=ids).loss.backward()
+    plain = {name: p.grad.clone() for name, p in ours.named_parameters()}
+    ours.zero_grad()
+    ours.activation_checkpointing_enable()
+    ours(ids, labels=ids).loss.backward()
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(p.grad, plain[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_saves_and_loads_through_the_auto_classes(tmp_path):
+    _, ours = pair(2)
+    ours.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(again) is Aquila2ForCausalLM
+    ids, _, _ = batch(2, ours.config.vocab_size, "none")
+    assert torch.equal(again.eval()(ids).logits, ours(ids).logits)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The real pretrained model, ours and transformers', on the same tensors."""
+    ours = load_model(assets.path("smollm2-135m"))
+    config = {k: v for k, v in ours.config.to_diff_dict().items() if k not in ("model_type", "attn_backend")}
+    with torch.device("meta"):
+        reference = LlamaForCausalLM(LlamaConfig(**config))
+    reference = reference.to_empty(device="cpu").eval()
+    reference.load_state_dict(ours.state_dict(), assign=True)
+    reference.tie_weights()
+    frequencies, _ = reference.model.rotary_emb.compute_default_rope_parameters(reference.config)
+    reference.model.rotary_emb.inv_freq.copy_(frequencies)
+    ids = torch.randint(17, 49152, (2, 48), generator=torch.Generator().manual_seed(0))
+    return reference, ours, ids
+
+
+@torch.no_grad()
+def test_smollm2_logits_equal_llama(smollm2):
+    reference, ours, ids = smollm2
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(ours(ids).logits, reference(ids).logits)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_smollm2_with_onednn_is_as_near_to_float64_as_llama(smollm2):
+    """Sums taken in another order: neither float32 result is the exact one, and ours is no further from it."""
+    reference, ours, ids = smollm2
+    exact = load_model(assets.path("smollm2-135m"), torch_dtype="float64")(ids).logits
+    everywhere = torch.ones_like(ids)
+    floor = worst(reference(ids).logits.double(), exact, everywhere)
+    assert worst(ours(ids).logits.double(), exact, everywhere) <= 2 * floor < 5e-6
+
+
+def test_smollm2_gradients_equal_llama(smollm2):
+    reference, ours, ids = smollm2
+    gradients = []
+    for model in (reference, ours):
+        model(ids[:1, :16], labels=ids[:1, :16]).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+        model.zero_grad(set_to_none=True)
+    for theirs, mine in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=FLOOR * theirs.abs().max().item())
+
+
+@pytest.mark.slow
+def test_smollm2_64_greedy_tokens_equal_llama(smollm2):
+    reference, ours, ids = smollm2
+    settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
+    assert torch.equal(ours.generate(ids[:1], **settings), reference.generate(ids[:1], **settings))
