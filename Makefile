@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 # pip arguments of your own, e.g. PIP_ARGS="--index-url https://..." for a CPU-only PyTorch
 PIP_ARGS ?=
+# More for pytest, e.g. PYTEST_ARGS="-k tokenizer"
+PYTEST_ARGS ?=
 # The tests and notebooks run in this many processes (0: in one, for a machine with little memory)
 WORKERS ?= 2
 # Threads a process: for the tests one, because two processes with two threads each on two cores are slower

@@ -616,7 +616,12 @@ def run_cli(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aquila2-tut assets", description="The files that the book needs.")
+    parser = argparse.ArgumentParser(
+        prog="aquila2-tut assets",
+        description="The files that the book needs.",
+        epilog="AQUILA2_TUT_HOME names another cache folder. AQUILA2_TUT_ARCHIVES names a folder that already holds "
+        "archives, for a machine without a network.",
+    )
     parser.set_defaults(action=_list, names=[])
     actions = parser.add_subparsers(metavar="list | fetch | verify")
     actions.add_parser("list", help="what there is and what is fetched (default)").set_defaults(action=_list)

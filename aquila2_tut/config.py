@@ -152,6 +152,17 @@ class Aquila2Config(PretrainedConfig):
         """Tokens the model can be given: `max_position_embeddings` times the rotary scaling factor."""
         return int(self.max_position_embeddings * self.rope_parameters.get("factor", 1.0))
 
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of a model of this shape: the tables, then L times four projections, SwiGLU and two norms.
+
+        Source: 2 V C + L (2 C D (H + Hkv) + 3 C F + 2 C) + C; V C once where embedding and head are tied.
+        """
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_attention_heads + self.num_key_value_heads)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
+        return tables + self.num_hidden_layers * layer + self.hidden_size
+
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Aquila2Config:
         """The configuration of a known model.

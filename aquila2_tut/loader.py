@@ -26,7 +26,6 @@ from aquila2_tut.locate import (
     dtype_name,
     find,
     known_name,
-    parameter_count,
     refreshed,
 )
 
@@ -138,7 +137,7 @@ class AutoLoader:
         given, asked = self._given(), known_name(self.model_name)
         asked = refreshed(asked, self.config.vocab_size) if asked else None
         # With model_dir="some/folder" the name may be only the default, so it must fit what is in the folder.
-        if given and (not asked or parameter_count(Aquila2Config.preset(asked)) != parameter_count(self.config)):
+        if given and (not asked or Aquila2Config.preset(asked).parameter_count != self.config.parameter_count):
             asked = known_name(given.name)
         return asked
 
@@ -172,7 +171,7 @@ class AutoLoader:
                 "qlora_dir need a checkpoint folder with config.json and safetensors"
             )
         _need("bitsandbytes", "pip install 'aquila2-tut[gpu]'", wanted=self._nf4 or _is_bnb(self.quantization_config))
-        _need("accelerate", "pip install accelerate")
+        _need("accelerate", "pip install 'aquila2-tut[train]'")
         dtype = self._dtype or default_dtype(self.config, self.device)
         config = self.quantization_config or nf4_config(dtype)
         return Aquila2ForCausalLM.from_pretrained(
@@ -227,7 +226,7 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 
 def default_dtype(config: Aquila2Config, device: torch.device) -> torch.dtype:
     """The dtype behind "auto", see `AutoLoader`."""
-    if device.type == "cpu" and parameter_count(config) <= SMALL_MODEL:
+    if device.type == "cpu" and config.parameter_count <= SMALL_MODEL:
         return torch.float32
     stored = config.dtype or torch.float32
     return torch.float16 if stored == torch.bfloat16 and not _has_bfloat16(device) else stored
@@ -245,7 +244,7 @@ def check_memory(config: Aquila2Config, dtype: torch.dtype, device: torch.device
     Raises:
         LoaderError: with the bytes needed and the bytes available.
     """
-    needed, available = parameter_count(config) * dtype.itemsize, available_memory(device)
+    needed, available = config.parameter_count * dtype.itemsize, available_memory(device)
     if available is not None and needed > available:
         raise LoaderError(
             f"the weights need {needed / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
@@ -287,7 +286,7 @@ def _is_bnb(config: Any) -> bool:
 
 def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     """Put an adapter on a model; predict and stream stay reachable through peft's wrapper."""
-    _need("peft", "pip install peft")
+    _need("peft", "pip install 'aquila2-tut[train]'")
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, folder)

@@ -198,20 +198,11 @@ def refreshed(name: str, vocab_size: int) -> str:
     return name + JUNE_2024 if later and later["vocab_size"] == vocab_size else name
 
 
-def parameter_count(config: Aquila2Config) -> int:
-    """Count a model's parameters in closed form: V*C per table, and per layer the projections and two norms."""
-    hidden, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    attention = 2 * hidden * config.head_dim * (heads + kv_heads)
-    layer = attention + 3 * hidden * config.intermediate_size + 2 * hidden
-    tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
-    return config.num_hidden_layers * layer + tables + hidden
-
-
 def _size_text(name: str) -> str:
     if name.lower() in assets.MANIFEST:
         return f"{assets.MANIFEST[name.lower()].size / 1e6:.1f} MB"
     config = Aquila2Config.preset(name)
-    return f"{parameter_count(config) * config.dtype.itemsize / 1e9:.1f} GB in {dtype_name(config.dtype)}"
+    return f"{config.parameter_count * config.dtype.itemsize / 1e9:.1f} GB in {dtype_name(config.dtype)}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -34,10 +34,10 @@ PACKAGES = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sp
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 PROGRESS = re.compile(r"(reading|writing) (?:sources|output)\.\.\. (\[ *\d+%\]) (.+)")
 CHATTER = re.compile(
-    r"Running Sphinx|loading|making output|myst(-nb)? v|Using jupyter-cache|sphinx-multitoc|building \[|updating environment|"
-    r"reading sources|writing (output|additional)|looking for|pickling|checking consistency|preparing|copying|generating|"
-    r"dumping|build succeeded|build finished|done$|none found|no targets|highlighting|\[(new|config|extensions)|\d+ added|"
-    r"The HTML pages are|index|search|genindex",
+    r"Running Sphinx|loading|making output|myst(-nb)? v|Using jupyter-cache|sphinx-multitoc|building \[|updating env|"
+    r"reading sources|writing (output|additional)|looking for|pickling|checking consistency|preparing|copying|dumping|"
+    r"generating|build succeeded|build finished|done$|none found|no targets|highlighting|\[(new|config|ext)|\d+ added|"
+    r"The HTML pages are|(gen)?index|search",
     re.IGNORECASE,
 )
 
@@ -71,7 +71,7 @@ def derive_toc(toc: dict[str, Any], language: str) -> dict[str, Any]:
         raise BuildError(f"_toc.yml names no chapter of {prefix}")
     for name in ["index", *(c["file"] for p in parts for c in p["chapters"])]:
         if not find_chapter(name, language):
-            raise BuildError(f"_toc.yml names {prefix}{name}, but there is no {name}.md and no {name}.ipynb in {prefix}")
+            raise BuildError(f"_toc.yml names {prefix}{name}, but there is no {name}.md and no {name}.ipynb there")
     return {"format": "jb-book", "root": "index", "parts": parts}
 
 

@@ -3,10 +3,11 @@
 
     python book/parity.py           # prints the first difference of each chapter; exit status 1 if there is one
 
-Code cells must be the same to the last byte. Headings, displayed formulas, figures, exercises, code blocks and labels must
-be the same and in the same order. Formulas inside a sentence and references must be the same within each stretch of prose
-(what stands between two code cells), in any order: a sentence is written anew in each language. Besides, each code cell
-must follow a cell of prose, must have been run, and must show no warning, and each figure must say what it shows.
+Code cells must be the same to the last byte. Headings, displayed formulas, figures, exercises, code blocks and labels
+must be the same and in the same order. Formulas inside a sentence and references must be the same within each stretch
+of prose (what stands between two code cells), in any order: a sentence is written anew in each language. Besides, each
+code cell must follow a cell of prose, must have been run, and must show no warning, and each figure must say what it
+shows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BOOK = Path(__file__).resolve().parent
 LANGUAGES = ("en", "zh")
 SUFFIXES = (".ipynb", ".md")
 
-_FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,}|:{3,}) *(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark) *$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^(?P<mark>`{3,}|~{3,}|:{3,}) *(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=mark) *$", re.M | re.S)
 _DIRECTIVE = re.compile(r"\{([\w:-]+)\} *(.*)")
 _HEADING = re.compile(r"^(#{1,6}) +\S.*$", re.MULTILINE)
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$ *(\([\w:.-]+\))?", re.DOTALL)
@@ -37,6 +38,7 @@ _OPTION = re.compile(r"^:([\w-]+): *(.*)$", re.MULTILINE)
 _CODE_SPAN = re.compile(r"(`+)[^`].*?\1", re.DOTALL)
 _TEXT_IN_MATH = re.compile(r"\\(text|mbox)\{[^{}]*\}")
 _COMMENT = re.compile(r"(^|\s)#.*$", re.MULTILINE)
+_TARGETED = ("figure", "image", "solution", "solution-start", "include", "literalinclude", "button-ref")
 _BAD_OUTPUT = re.compile(r"Traceback \(most recent call last\)|\b\w*Warning\b:|\bWARNING\b")
 
 
@@ -68,15 +70,15 @@ def _formula(text: str) -> str:
     return re.sub(r"\s+", "", _TEXT_IN_MATH.sub(r"\\\1{}", text))
 
 
-def _block_marks(info: str, body: str, cell: int) -> Iterator[tuple[str, str]]:
+def _block_marks(info: str, body: str) -> Iterator[tuple[str, str]]:
     """Yield what a fenced block asks the other language to have."""
     options = dict(_OPTION.findall(body))
     if match := _DIRECTIVE.match(info.strip()):
         name, argument = match.groups()
-        takes_target = name in ("figure", "image", "solution", "solution-start", "include", "literalinclude", "button-ref")
-        yield f"{{{name}}}", " ".join(filter(None, [argument if takes_target else "", options.get("label") or options.get("name")]))
+        target = argument if name in _TARGETED else ""
+        yield f"{{{name}}}", f"{target} {options.get('label') or options.get('name') or ''}".strip()
         if name in ("figure", "image") and not options.get("alt", "").strip():
-            yield "figure without :alt:", f"{argument} (cell {cell})"
+            yield "figure without :alt:", argument
     elif info.strip() not in ("", "text", "console"):
         yield f"code block ({info.strip()})", _squeeze(_COMMENT.sub("", body))
 
@@ -85,7 +87,7 @@ def _scan_blocks(text: str, cell: int, stretch: Stretch) -> str:
     """Take the fenced blocks out of a text, note them, and return the text with the prose inside directives left in."""
     while match := _FENCE.search(text):
         info, body = match["info"], match["body"]
-        for kind, value in _block_marks(info, body, cell):
+        for kind, value in _block_marks(info, body):
             stretch.ordered.append(Mark(kind, value, cell, _squeeze(match[0])[:160]))
         prose = _DIRECTIVE.match(info.strip())
         math = prose and prose[1] == "math"
@@ -153,6 +155,9 @@ def _said(mark: Mark | None) -> str:
 
 def compare_prose(ours: Stretch, theirs: Stretch) -> str | None:
     """Return the first difference between two stretches, or None."""
+    for mark in ours.ordered + theirs.ordered:
+        if "without" in mark.kind:
+            return f"a {mark.kind}: {mark.value}\n  {_said(mark)}"
     for mine, other in zip_longest(ours.ordered, theirs.ordered):
         if mine is None or other is None or (mine.kind, mine.value) != (other.kind, other.value):
             return f"a {(mine or other).kind} differs\n  en {_said(mine)}\n  zh {_said(other)}"
@@ -170,19 +175,22 @@ def _first_line(ours: str, theirs: str) -> str:
     return "the line ends"
 
 
+def _code(cells: list[dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
+    return [(number, cell) for number, cell in enumerate(cells, start=1) if cell["cell_type"] == "code"]
+
+
 def compare_code(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str | None:
     """Return the first difference between the code cells of two notebooks, or None."""
-    pairs = zip_longest(*([(n, c) for n, c in enumerate(cells, 1) if c["cell_type"] == "code"] for cells in (ours, theirs)))
-    for mine, other in pairs:
+    for mine, other in zip_longest(_code(ours), _code(theirs)):
         if mine is None or other is None:
             number, cell = mine or other
             return f"code cell {number} stands only in {'en' if mine else 'zh'}: {source_of(cell)[:120]!r}"
         if source_of(mine[1]) != source_of(other[1]):
             where = _first_line(source_of(mine[1]), source_of(other[1]))
             return f"the code of cell {mine[0]} (en) and cell {other[0]} (zh) differs in {where}"
-        if mine[1].get("metadata") != other[1].get("metadata"):
-            texts = [json.dumps(c[1].get("metadata"), ensure_ascii=False, sort_keys=True) for c in (mine, other)]
-            return f"the metadata of cell {mine[0]} (en) and cell {other[0]} (zh) differs\n  en {texts[0]}\n  zh {texts[1]}"
+        texts = [json.dumps(c[1].get("metadata", {}), ensure_ascii=False, sort_keys=True) for c in (mine, other)]
+        if texts[0] != texts[1]:
+            return f"the metadata of cell {mine[0]} (en) and {other[0]} (zh) differs\n  en {texts[0]}\n  zh {texts[1]}"
     return None
 
 

@@ -40,7 +40,7 @@ def test_parameter_totals(name):
     parameters = dict(model.named_parameters())
     if model.config.tie_word_embeddings:
         parameters.pop("lm_head.weight", None)
-    assert sum(p.numel() for p in parameters.values()) == TOTALS[name]
+    assert sum(p.numel() for p in parameters.values()) == model.config.parameter_count == TOTALS[name]
     assert len(parameters) == TENSORS.get(name, len(parameters))
 
 

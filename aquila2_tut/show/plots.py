@@ -1,8 +1,9 @@
 """The book's figures: one style, drawn with matplotlib as SVG whose text stays text.
 
-A figure is not tied to the fonts of the machine that draws it: the browser sets the words, so they can be searched, read
-aloud and shown in Chinese. The same bytes come out on every run. When the book is built, each colour named here becomes a
-CSS variable, so that figures follow dark mode, and the description given to `show` becomes the figure's alternative text.
+A figure is not tied to the fonts of the machine that draws it: the browser sets the words, so they can be searched,
+read aloud and shown in Chinese. The same bytes come out on every run. When the book is built, each colour named here
+becomes a CSS variable, so that figures follow dark mode, and the description given to `show` becomes the alternative
+text.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG, RendererSVG
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 P = ParamSpec("P")
 
@@ -115,7 +117,7 @@ def figure_to_svg(figure: Figure, alt: str = "", title: str = "") -> str:
         alt: what a reader who cannot see the figure needs to know; stored in the file as its description.
         title: a short name, stored beside it.
     """
-    about = {"Date": None, "Creator": None, "Title": title or None, "Description": alt or None}
+    about = {"Date": None, "Creator": None} | {k: v for k, v in (("Title", title), ("Description", alt)) if v}
     page = io.StringIO()
     with matplotlib.rc_context(STYLE), _wide_characters_measured():
         figure.savefig(page, format="svg", metadata=about)
@@ -182,9 +184,10 @@ def plot_parameter_shares(table: Mapping[str, Mapping[str, int]]) -> None:
     Raises:
         ValueError: the table is empty, or names a part that is not one of these five.
     """
-    unknown = {key for row in table.values() for key in row} - {part[0] for part in PARTS}
+    known = [part[0] for part in PARTS]
+    unknown = {key for row in table.values() for key in row}.difference(known)
     if not table or unknown:
-        raise ValueError(f"the table must give {[p[0] for p in PARTS]} for each model; it has {sorted(unknown) or 'no model'}")
+        raise ValueError(f"the table must give {known} for each model; it has {sorted(unknown) or 'no model'}")
     figure, axes = new_figure(height=1.3 + 0.42 * len(table))
     _draw_shares(axes, list(table), list(table.values()))
     axes.set(xlim=(0, 112), xlabel=label("share of all parameters (%)", "占全部参数的比例（%）"))
@@ -230,7 +233,10 @@ def plot_rope(config: Any) -> None:
     axes.fill_between(range(len(waves)), waves, waves[0], where=waves <= seen, color=BLUE, alpha=0.14, linewidth=0)
     axes.axhline(seen, color=ORANGE, linestyle="--", linewidth=1.5)
     axes.text(0, seen * 1.25, label(f"trained on {seen:,} positions", f"训练时见过 {seen:,} 个位置"), color=INK)
-    axes.set(xlabel=label("pair of components", "分量对的编号"), ylabel=label("positions in a full turn", "转一圈经过的位置数"))
+    axes.set(
+        xlabel=label("pair of components", "分量对的编号"),
+        ylabel=label("positions in a full turn", "转一圈经过的位置数"),
+    )
     axes.margins(x=0.01)
     show(figure, _rope_in_words(waves, seen, whole), label("Wavelengths of the rotary embedding", "旋转位置编码的波长"))
 
@@ -256,8 +262,8 @@ def len_in_ems(text: str) -> float:
 def _cells(axes: Axes, weights: np.ndarray, tokens: Sequence[str]) -> None:
     """Draw each weight as a square whose colour is as strong as the weight, and write the larger ones into it."""
     for (row, column), weight in np.ndenumerate(weights):
-        square = matplotlib.patches.Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, color=BLUE, alpha=round(0.65 * weight, 3))
-        axes.add_patch(square)
+        corner, strength = (column - 0.48, row - 0.48), round(0.65 * weight, 3)
+        axes.add_patch(Rectangle(corner, 0.96, 0.96, color=BLUE, alpha=strength))
         if weight >= 0.1:
             axes.text(column, row, f"{weight:.1f}".lstrip("0"), ha="center", va="center", fontsize=9)
     upright = max(map(len_in_ems, tokens)) <= 2.6
@@ -278,7 +284,7 @@ def plot_attention_pattern(weights: Any, tokens: Sequence[str]) -> None:
     """
     grid, names = np.asarray(weights, dtype=float), [t.strip() or "␣" for t in tokens]
     if grid.shape != (len(names), len(names)):
-        raise ValueError(f"weights must be (T, T) for T tokens; they are {grid.shape}, and there are {len(names)} tokens")
+        raise ValueError(f"weights must be (T, T) for T tokens: they are {grid.shape} for {len(names)} tokens")
     side = 1.4 + 0.44 * len(names)
     figure, axes = new_figure(side + 0.6, side)
     _cells(axes, grid, names)

@@ -23,7 +23,7 @@ def _find_assets(_app: Sphinx, config: Config) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register every hook of the book."""
     app.add_config_value("aquila_languages", {}, "env", [dict])
-    app.add_config_value("aquila_language", "", "env", [str])  # "en" or "zh" in a build of one language, "" in a build of both
+    app.add_config_value("aquila_language", "", "env", [str])  # "en" or "zh"; "" in a build of both
     app.add_config_value("aquila_twins", [], "html", [list])  # the pages that the other language has too
     app.connect("config-inited", _find_assets)
     app.add_css_file("book.css")

@@ -1,8 +1,8 @@
 """SVG figures become part of the page: their text can be searched and read aloud, and their colours follow dark mode.
 
-A stylesheet cannot reach into an `<img>`. So each SVG picture is written into the HTML, its ids made unique, its description
-(the chapter's `:alt:`, or the title and description inside the file) made its accessible name, and each colour of the book's
-figure style replaced by a CSS variable that keeps that colour as its fallback.
+A stylesheet cannot reach into an `<img>`. So each SVG picture is written into the HTML, its ids made unique, its
+description (the chapter's `:alt:`, or the title and description inside the file) made its accessible name, and each
+colour of the book's figure style replaced by a CSS variable that keeps that colour as its fallback.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ COLOURS = {
 _HEX = re.compile("|".join(COLOURS), re.IGNORECASE)
 _ID = re.compile(r'(?<=\s)id="([^"]+)"')
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
-_DC = r"<dc:{0}>(.*?)</dc:{0}>"
+_ABOUT = [
+    re.compile(rf"<(?:{tag})\b[^>]*>(.*?)</(?:{tag})>", re.DOTALL) for tag in ("dc:title|title", "dc:description|desc")
+]
 
 
 def description(svg: str) -> str:
     """Return what the file says it shows: its Dublin Core title and description, or its <title> and <desc>."""
     parts = []
-    for pattern in (_DC.format("title"), _DC.format("description"), r"<title[^>]*>(.*?)</title>", r"<desc[^>]*>(.*?)</desc>"):
-        match = re.search(pattern, svg, re.DOTALL)
+    for pattern in _ABOUT:
+        match = pattern.search(svg)
         if match and (text := html.unescape(match[1]).strip()) and text not in parts:
             parts.append(text)
     return " ".join(parts)

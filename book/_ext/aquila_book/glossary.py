@@ -19,7 +19,7 @@ TERMS = Path(__file__).resolve().parents[2] / "glossary.yml"
 
 
 def load_terms(path: Path = TERMS) -> list[dict[str, Any]]:
-    """Return the terms: each has `en`, `zh`, `note_en`, `note_zh`, and may have `avoid`, the Chinese words not to use."""
+    """Return the terms: each has `en`, `zh`, `note_en`, `note_zh`, and perhaps `avoid`, Chinese words not to use."""
     return yaml.safe_load(path.read_text(encoding="utf-8"))["terms"]
 
 

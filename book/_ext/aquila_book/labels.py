@@ -15,22 +15,20 @@ if TYPE_CHECKING:
 
 NAME = r"[\w][\w:.+-]*"
 _DEFINED = re.compile(rf"^\(({NAME})\)=|^:(?:label|name): *({NAME})|\$\$ *\(({NAME})\)", re.MULTILINE)
+# What stands before and after a label, wherever one may stand.
 _PLACES = (
-    r"(?<=\()(?={0}\)=)",  # (label)=
-    r"(?<=:label: )(?={0}\b)",
-    r"(?<=:name: )(?={0}\b)",
-    r"(?<=\$\$ \()(?={0}\))",  # $$ ... $$ (label)
-    r"(?<=\}}`)(?={0}`)",  # {ref}`label`
-    r"(?<=<)(?={0}>`)",  # {ref}`text <label>`
-    r"(?<=\]\(#)(?={0}\))",  # [text](#label)
-    r"(?<=\{{solution\}} )(?={0}\b)",
-    r"(?<=\{{solution-start\}} )(?={0}\b)",
+    (r"\(", r"\)="),  # (label)=
+    (r":(?:label|name): ", r"\b"),
+    (r"\$\$ ?\(", r"\)"),  # $$ ... $$ (label)
+    (r"\{(?:ref|numref|eq)\}`(?:[^`<]*<)?", r"[`>]"),  # {ref}`label`, {ref}`text <label>`
+    (r"\]\(#", r"\)"),  # [text](#label)
+    (r"\{solution(?:-start)?\} ", r"\b"),
 )
 
 
 @lru_cache(maxsize=1)
 def _pattern(folder: Path) -> re.Pattern[str] | None:
-    """Return a pattern that matches, empty, wherever a label of the chapters in `folder` stands."""
+    """Return a pattern whose match ends where a label of the chapters in `folder` begins."""
     labels: set[str] = set()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".md", ".ipynb"):
@@ -39,15 +37,20 @@ def _pattern(folder: Path) -> re.Pattern[str] | None:
     if not labels:
         return None
     names = "(?:" + "|".join(sorted(map(re.escape, labels), key=len, reverse=True)) + ")"
-    return re.compile("|".join(place.format(names) for place in _PLACES))
+    return re.compile("|".join(f"{before}(?={names}{after})" for before, after in _PLACES))
+
+
+def rename(text: str, folder: Path) -> str:
+    """Return the source of a chapter with its labels, and references to labels in `folder`, renamed."""
+    pattern = _pattern(folder)
+    return pattern.sub(r"\g<0>zh-", text) if pattern else text
 
 
 def _prefix_labels(app: Sphinx, page: str, source: list[str]) -> None:
     """Rename the labels in the source of one Chinese page."""
     if app.config.aquila_language or not page.startswith("book/zh/"):
         return
-    if pattern := _pattern(Path(app.srcdir) / "book/zh"):
-        source[0] = pattern.sub("zh-", source[0])
+    source[0] = rename(source[0], Path(app.srcdir) / "book/zh")
 
 
 def setup(app: Sphinx) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.config import Config
 
+Context = dict[str, Any]
+
 TAGS = {"en": "en", "zh": "zh-CN"}  # the BCP 47 tag of each language
 WORDS = yaml.safe_load((Path(__file__).parent / "words.yml").read_text(encoding="utf-8"))
 _ONE_SITE = re.compile(r"book/(en|zh)/")
@@ -36,8 +38,8 @@ def language_of(config: Config, page: str) -> str:
     return config.aquila_language or (match[1] if match else "en")
 
 
-def _twin(app: Sphinx, page: str, language: str, other: str) -> str | None:
-    """Return the address, relative to this page, of the same page in the other language; its home page if it has none."""
+def _twin(app: Sphinx, page: str, language: str, other: str) -> str:
+    """Return the address, from this page, of the same page in the other language, or of that language's cover."""
     up = "../" * page.count("/")
     if app.config.aquila_language:
         here = page in app.config.aquila_twins or page in ("search", "genindex")
@@ -67,7 +69,7 @@ def _use_own_words(app: Sphinx) -> None:
             get_translator(catalogue).add_fallback(_Words())
 
 
-def _page_context(app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None) -> None:
+def _page_context(app: Sphinx, page: str, _template: str, context: Context, _tree: nodes.document | None) -> None:
     """Give the templates the page's language, and its twin's address and name."""
     language = language_of(app.config, page)
     other = "zh" if language == "en" else "en"
@@ -81,7 +83,7 @@ def _page_context(app: Sphinx, page: str, _template: str, context: dict[str, Any
         context["theme_toc_title"], context["theme_search_bar_text"] = "本页目录", "搜索"
 
 
-def _drop_thebe(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: nodes.document | None) -> None:
+def _drop_thebe(_app: Sphinx, _page: str, _template: str, context: Context, _tree: nodes.document | None) -> None:
     """Drop the scripts of thebe, which the book does not use and which would name a CDN on every page."""
     scripts = context.get("script_files", [])
     context["script_files"] = [

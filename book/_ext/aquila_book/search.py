@@ -1,7 +1,7 @@
 """Search in both languages: Chinese by single characters and pairs of characters, English by Porter stems.
 
-Sphinx cuts Chinese pages into dictionary words when it builds the index, but the browser does not cut the query, so a term
-of two words finds nothing. Pairs of neighbouring characters need no dictionary and are the same on both sides.
+Sphinx cuts Chinese pages into dictionary words when it builds the index, but the browser does not cut the query, so a
+term of two words finds nothing. Pairs of neighbouring characters need no dictionary and are the same on both sides.
 """
 
 from __future__ import annotations

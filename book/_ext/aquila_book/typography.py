@@ -33,6 +33,9 @@ def join_lines(node: nodes.Text) -> str:
     return joined[len(before) : len(joined) - len(after)]
 
 
+_AS_WRITTEN = (nodes.literal_block, nodes.raw, nodes.math, nodes.math_block, nodes.comment)
+
+
 class JoinChineseLines(SphinxTransform):
     """Remove soft line breaks inside Chinese paragraphs."""
 
@@ -41,7 +44,7 @@ class JoinChineseLines(SphinxTransform):
     def apply(self) -> None:
         """Replace the text nodes that change."""
         for node in list(self.document.findall(nodes.Text)):
-            if "\n" in node and not isinstance(node.parent, (nodes.literal_block, nodes.raw, nodes.math, nodes.comment)):
+            if "\n" in node and not isinstance(node.parent, _AS_WRITTEN):
                 text = join_lines(node)
                 if text != node.astext():
                     node.parent.replace(node, nodes.Text(text))
