@@ -19,3 +19,11 @@ function reachWideFigures() {
 }
 addEventListener("load", reachWideFigures);
 addEventListener("resize", reachWideFigures);
+
+// sphinx-togglebutton writes this tooltip in English whatever the page's language.
+addEventListener("load", () => {
+  if (!document.documentElement.lang.startsWith("zh")) return;
+  for (const button of document.querySelectorAll(".toggle-button"))
+    for (const { name, value } of [...button.attributes])
+      if (value === "Toggle hidden content") button.setAttribute(name, "展开或收起");
+});
