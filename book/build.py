@@ -120,8 +120,9 @@ class Site:
 
     def __init__(self, language: str, out: Path) -> None:
         self.language = language
-        self.out = out / "html" / language
-        self.work = out / ".book" / language
+        self.out = out
+        self.place = out / "html" / language  # where readers find it
+        self.work = out / ".book" / language  # where Sphinx works; a build that fails leaves the last good site alone
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
         self.config, self.toc = derive_config(config, language), derive_toc(toc, language)
@@ -135,19 +136,18 @@ class Site:
     def built_from(self) -> dict[str, str]:
         """Return the hashes of the last build that succeeded."""
         stamp = self.work / "built.json"
-        return json.loads(stamp.read_text()) if stamp.is_file() and (self.out / "index.html").is_file() else {}
+        return json.loads(stamp.read_text()) if stamp.is_file() and (self.place / "index.html").is_file() else {}
 
     def start(self) -> subprocess.Popen[bytes]:
         """Write the derived configuration and start the build in a process of its own (Sphinx is not thread-safe)."""
         fresh = self.built_from().get("frame") != self.frame  # Sphinx does not notice a changed hook or template
         if fresh:
-            shutil.rmtree(self.out, ignore_errors=True)
             shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         (self.work / "built.json").unlink(missing_ok=True)
         (self.work / "_config.yml").write_text(yaml.safe_dump(self.config, allow_unicode=True), encoding="utf-8")
         (self.work / "_toc.yml").write_text(yaml.safe_dump(self.toc, allow_unicode=True), encoding="utf-8")
-        command = [sys.executable, __file__, "--sphinx", self.language, "--out", str(self.out.parent.parent)]
+        command = [sys.executable, __file__, "--sphinx", self.language, "--out", str(self.out)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -161,10 +161,12 @@ class Site:
                 print(f"{self.language}: {line}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
-        """Check that every page is there, and remember what the site was built from."""
+        """Check that every page is there, put the site in its place, and remember what it was built from."""
         names = ["index", *(c["file"] for p in self.toc["parts"] for c in p["chapters"])]
-        if missing := [n for n in names if not (self.out / f"{n}.html").is_file()]:
+        if missing := [n for n in names if not (self.work / f"html/{n}.html").is_file()]:
             raise BuildError(f"Sphinx reported no error, but wrote no page for {', '.join(missing)} ({self.language})")
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(self.work / "html", self.place)
         (self.work / "built.json").write_text(json.dumps({"frame": self.frame, "state": self.state}))
 
     def run_sphinx(self) -> int:
@@ -173,7 +175,7 @@ class Site:
 
         result = build_sphinx(
             str(BOOK / self.language),
-            str(self.out),
+            str(self.work / "html"),
             noconfig=True,
             path_config=str(self.work / "_config.yml"),
             doctreedir=str(self.work / "doctrees"),

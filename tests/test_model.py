@@ -258,6 +258,34 @@ def test_saves_and_loads_through_the_auto_classes(tmp_path):
     assert torch.equal(again.eval()(ids).logits, ours(ids).logits)
 
 
+def test_trains_under_peft_and_trainer(tmp_path):
+    """A LoRA adapter through peft, two steps of transformers' Trainer, with checkpointing and accumulation."""
+    peft = pytest.importorskip("peft")
+    from transformers import Trainer, TrainingArguments
+
+    _, ours = pair(3)
+    adapted = peft.get_peft_model(
+        ours, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    )
+    before = {name: p.clone() for name, p in adapted.named_parameters()}
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(3, 60, (8, 12))]
+    settings = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    result = Trainer(adapted, settings, train_dataset=rows).train()
+    assert 0 < result.training_loss < 10
+    changed = {name for name, p in adapted.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     """The real pretrained model, ours and transformers', on the same tensors."""

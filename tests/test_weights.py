@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from aquila2_tut import assets
 from aquila2_tut.config import PRESETS, Aquila2Config, ConfigError
@@ -119,11 +120,17 @@ def test_every_released_architecture_name(folder, model, architecture):
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "architectures": [architecture],
-        "auto_map": {"AutoModelForCausalLM": "modeling_aquila.AquilaForCausalLM"},
+        "auto_map": {
+            "AutoConfig": "configuration_aquila.AquilaConfig",
+            "AutoModelForCausalLM": "modeling_aquila.AquilaForCausalLM",
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     assert same_logits(load_model(folder), model)
     assert same_logits(Aquila2ForCausalLM.from_pretrained(folder).eval(), model)
+    # The repository's own code is named in its config.json, lies nowhere here, and is not asked for.
+    assert type(automatic := AutoModelForCausalLM.from_pretrained(folder)) is Aquila2ForCausalLM
+    assert same_logits(automatic.eval(), model)
 
 
 def test_bin_files_as_released_by_baai(folder, model):
