@@ -302,3 +302,45 @@ def _pattern_in_words(grid: np.ndarray, names: list[str]) -> str:
     looks = [f"{name} → {names[int(row.argmax())]} ({row.max():.2f})" for name, row in zip(names, grid, strict=True)]
     intro = label("Where each token looks most: ", "每个词元看得最多的是：")
     return intro + label("; ", "；").join(looks)
+
+
+# ---------- memory ----------
+
+
+def _draw_needs(axes: Axes, rows: Sequence[tuple[str, float, float]]) -> None:
+    """Draw one bar a row: the weights, and behind them the cache, in GB."""
+    places, names = range(len(rows)), [row[0] for row in rows]
+    weights, caches = ([row[column] / 1e9 for row in rows] for column in (1, 2))
+    axes.barh(places, weights, color=BLUE, height=0.7, label=label("weights", "权重"))
+    axes.barh(places, caches, left=weights, color=ORANGE, height=0.7, label=label("cache", "缓存"))
+    for place, weight, cache in zip(places, weights, caches, strict=True):
+        axes.text(weight + cache + 1, place, f"{weight + cache:.1f}", va="center", fontsize=9)
+    axes.set_yticks(places, names)
+    axes.set_xlim(0, 1.08 * max(map(sum, zip(weights, caches, strict=True))))
+
+
+@styled
+def plot_memory_needs(table: Mapping[str, tuple[float, float, float]], cards: Sequence[int] = ()) -> None:
+    """Show what models need for talking: their weights in 16 bits and in NF4, each with a full cache.
+
+    Args:
+        table: model name -> bytes of the weights in 16 bits, of the weights in NF4, and of the cache.
+        cards: memory of graphics cards in GB, drawn as lines.
+    """
+    rows = [
+        (f"{name}, {kind}", weights, cache)
+        for name, (full, nf4, cache) in table.items()
+        for kind, weights in ((label("16 bits", "16 位"), full), ("NF4", nf4))
+    ]
+    figure, axes = new_figure(height=1.2 + 0.3 * len(rows))
+    _draw_needs(axes, rows)
+    for card in cards:
+        axes.axvline(card, color=MUTED, linestyle="--", linewidth=1)
+    axes.set_xticks([0, *cards, *range(100, 201, 50)])
+    axes.set_xlabel(label("GB; dashed: what cards have", "GB；虚线为常见显卡的容量"))
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    figure.legend(loc="outside upper center", ncols=2)
+    words = [f"{name}: {weights / 1e9:.1f} + {cache / 1e9:.1f} GB" for name, weights, cache in rows]
+    intro = label("Weights + cache. ", "权重 + 缓存。")
+    show(figure, intro + label("; ", "；").join(words), label("Memory for talking", "对话所需的显存"))
