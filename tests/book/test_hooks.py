@@ -30,6 +30,13 @@ def test_a_figures_colours_become_variables(hooks):
     assert "fill: var(--figure-ink, #1F2A37)" in page
 
 
+@pytest.mark.parametrize(
+    ("opening", "width"), [('<svg width="30pt">', 40), ('<svg viewBox="0 0 420 9">', 420), ('<svg width="5">', 5)]
+)
+def test_a_figures_own_width_is_known(hooks, opening, width):
+    assert hooks.figures.natural_width(opening) == width
+
+
 def test_a_chapters_alt_text_comes_first(hooks):
     assert 'aria-label="What the chapter says"' in hooks.figures.inline(SVG, "What the chapter says")
 
@@ -58,6 +65,7 @@ def test_text_is_cut_for_the_index(hooks, text, terms):
     [
         (["三种规模，\n分基座"], "三种规模，分基座"),
         (["为什么", "\n", "这样"], "为什么这样"),
+        (["a", "\n", "b。", "\n", "这样", "\n", "c"], "a\nb。这样\nc"),
         (["用 LoRA\n微调"], "用 LoRA\n微调"),
         (["two\nlines"], "two\nlines"),
         (["中文", "\nlatin"], "中文\nlatin"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ipython_pygments_lexers import IPython3Lexer
+
 from . import figures, glossary, labels, languages, mathjax, search, typography
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", _find_assets)
     app.add_css_file("book.css")
     app.add_js_file("book.js")
+    app.add_lexer("python", IPython3Lexer)  # cells may hold %magic and !commands, which are no Python
     for part in (languages, labels, search, figures, mathjax, glossary, typography):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -78,6 +78,14 @@ def inline(svg: str, alt: str = "", prefix: str = "") -> str:
     return re.sub(r"<svg\b", f'<svg class="book-figure" {role}', svg.strip(), count=1)
 
 
+def natural_width(svg: str) -> float:
+    """Return the width in CSS pixels that a drawing asks for, by its width or its viewBox."""
+    if match := re.search(r'<svg[^>]*\swidth="([\d.]+)(pt|px)?"', svg):
+        return float(match[1]) * (4 / 3 if match[2] == "pt" else 1)
+    match = re.search(r'viewBox="\S+ \S+ ([\d.]+)', svg)
+    return float(match[1]) if match else 700.0
+
+
 def _source(app: Sphinx, node: nodes.image) -> Path | None:
     """Return the SVG file that an image node shows, if it shows one of ours."""
     uri = str(node.get("uri", ""))
@@ -98,7 +106,8 @@ def _inline_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     for number, node in enumerate(list(doctree.findall(nodes.image)), start=1):
         if path := _source(app, node):
             svg = inline(path.read_text(encoding="utf-8"), _alt(node), f"f{number}-")
-            box = f'<div class="book-figure-box" style="{_width(node)}">{svg}</div>'
+            style = f"--figure-width: {natural_width(svg):.0f}px; {_width(node)}"
+            box = f'<div class="book-figure-box" style="{style}">{svg}</div>'
             node.replace_self(nodes.raw("", box, format="html"))
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _WIDE = "\u2014\u2018-\u201d\u2026\u3000-\u303f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef"
 _BETWEEN = re.compile(rf"(?<=[{_WIDE}])[ \t]*\n[ \t]*(?=[{_WIDE}])")
+_HAS_WIDE = re.compile(f"[{_WIDE}]")
 
 
 def _edge(siblings: list[Node], place: int, character: int) -> str:
@@ -22,12 +23,17 @@ def _edge(siblings: list[Node], place: int, character: int) -> str:
     return text[character] if text else ""
 
 
+def place_of(node: nodes.Text) -> int:
+    """Return a text node's place among its siblings. `parent.index` would find the first one with equal text."""
+    return next(i for i, child in enumerate(node.parent.children) if child is node)
+
+
 def join_lines(node: nodes.Text) -> str:
     """Return the text without the line breaks that stand between two Chinese characters.
 
     The neighbours count: a break after an emphasized word is a text node of its own.
     """
-    siblings, place = node.parent.children, node.parent.index(node)
+    siblings, place = node.parent.children, place_of(node)
     before, after = _edge(siblings, place - 1, -1), _edge(siblings, place + 1, 0)
     joined = _BETWEEN.sub("", before + node.astext() + after)
     return joined[len(before) : len(joined) - len(after)]
@@ -37,7 +43,7 @@ _AS_WRITTEN = (nodes.literal_block, nodes.raw, nodes.math, nodes.math_block, nod
 
 
 class JoinChineseLines(SphinxTransform):
-    """Remove soft line breaks inside Chinese paragraphs."""
+    """Remove soft line breaks inside Chinese paragraphs, and mark emphasis on Latin words, which stays italic."""
 
     default_priority = 800
 
@@ -47,7 +53,10 @@ class JoinChineseLines(SphinxTransform):
             if "\n" in node and not isinstance(node.parent, _AS_WRITTEN):
                 text = join_lines(node)
                 if text != node.astext():
-                    node.parent.replace(node, nodes.Text(text))
+                    node.parent[place_of(node)] = nodes.Text(text)
+        for node in self.document.findall(nodes.emphasis):
+            if not _HAS_WIDE.search(node.astext()):
+                node["classes"].append("latin")
 
 
 def setup(app: Sphinx) -> None:
