@@ -6,6 +6,10 @@ code of `tokenizers`; `aquila2_tut.tokenizer.bpe` does the same work in Python, 
 One rule differs from what is common: typed text is text. ``tokenizer("</s>")`` gives the ids of four characters, not
 the token that ends an answer. Whoever writes control tokens on purpose says so with `encode_trusted`.
 
+Environment:
+    TOKENIZERS_PARALLELISM: "false" makes `encode_batch` use one thread; otherwise it uses every core.
+    RAYON_NUM_THREADS: how many threads instead. It is read once, when the first batch is encoded.
+
 Source: FlagAI's examples/Aquila/Aquila-tokenizer-hf for ids and roles; SmolLM2's tokenizer.json for its pre-
 tokenizer.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from aquila2_tut import assets
 from aquila2_tut.config import PRESETS, ConfigError, resolve_preset_name
 from aquila2_tut.gguf import GGUFFile
-from aquila2_tut.tokenizer.bpe import TokenizerError, read_json, read_merges
+from aquila2_tut.tokenizer.bpe import TokenizerError, read_json, read_merges, repair
 
 # The eight tokens after the 100,000 of vocab.json, in the order of their ids.
 AQUILA_CONTROL = (
@@ -83,6 +87,31 @@ def encode_trusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Only for text that the program wrote itself. A prompt that contains a user's words goes through a chat template.
     """
     return tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of many texts at once: the quick way through a corpus.
+
+    The same ids as ``tokenizer(texts).input_ids``, but nothing is built around them: the Rust code gets the whole
+    batch, spreads it over its threads (see the environment variables above) and counts no characters for offsets.
+
+    Args:
+        tokenizer: what `load_tokenizer` gives.
+        texts: typed text, in which no control token is meant. Halves of UTF-16 pairs, which Rust cannot take, are
+            replaced as `repair` does it.
+
+    Returns:
+        One list of ids a text, neither padded nor cut, without bos or eos.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    except TypeError:  # how the Rust library says that a string is no UTF-8
+        encodings = backend.encode_batch_fast([repair(text) for text in texts], add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _asset_of(name: str) -> str:

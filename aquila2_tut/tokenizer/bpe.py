@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import regex
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # A contraction; letters, digits or signs with at most one space before them; or white space, of which the last one is
 # left to the word that follows.
@@ -94,7 +97,7 @@ def repair(text: str) -> str:
 
 def to_letters(data: bytes) -> str:
     """Bytes as the letters that stand for them in a vocabulary file: b"a b" is "aĠb"."""
-    return "".join(LETTER_OF_BYTE[byte] for byte in data)
+    return data.decode("latin-1").translate(LETTER_OF_BYTE)
 
 
 def to_bytes(token: str) -> bytes:
@@ -128,16 +131,14 @@ def learn_merges(words: Mapping[str, int], vocab_size: int) -> Iterator[Merge]:
         The merges in the order in which they are learned; fewer than asked for if every word is one token.
     """
     tokens = [bytes([byte]) for byte in LETTER_OF_BYTE]
-    ids = {token: index for index, token in enumerate(tokens)}
-    corpus = _Corpus({tuple(ids[bytes([byte])] for byte in word.encode()): n for word, n in words.items()})
+    id_of_byte = {byte: index for index, byte in enumerate(LETTER_OF_BYTE)}
+    corpus = _Corpus({tuple(id_of_byte[byte] for byte in word.encode()): times for word, times in words.items()})
     while len(tokens) < vocab_size and (best := corpus.most_frequent()):
         pair, count = best
-        merge = Merge(tokens[pair[0]], tokens[pair[1]], count)
-        new = ids.setdefault(merge.left + merge.right, len(tokens))
-        if new == len(tokens):  # otherwise another pair made the same token before
-            tokens.append(merge.left + merge.right)
-        corpus.merge(pair, new)
-        yield merge
+        left, right = tokens[pair[0]], tokens[pair[1]]
+        corpus.merge(pair, len(tokens))
+        tokens.append(left + right)
+        yield Merge(left, right, count)
 
 
 class _Corpus:
@@ -206,7 +207,8 @@ class BytePairEncoding:
     Args:
         vocab: the id of each token, tokens in the letters of vocabulary files.
         merges: pairs of tokens in the order in which they were learned.
-        pattern: how a text is cut into words.
+        pattern: a regular expression, without groups that capture, that finds the words of a text. What it does not
+            find is lost, so it must find everything.
 
     Raises:
         TokenizerError: the vocabulary lacks one of the 256 bytes, or a merge's parts or result.
@@ -245,8 +247,25 @@ class BytePairEncoding:
             (to_letters(left), to_letters(right))
             for left, right, _ in learn_merges(count_words(texts, pattern), vocab_size)
         ]
-        tokens = dict.fromkeys([*LETTER_OF_BYTE.values(), *(left + right for left, right in merges)])
+        tokens = [*LETTER_OF_BYTE.values(), *(left + right for left, right in merges)]
         return cls({token: index for index, token in enumerate(tokens)}, merges, pattern)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: PreTrainedTokenizerFast) -> BytePairEncoding:
+        """The vocabulary and the merges of a tokenizer such as ``load_tokenizer("Aquila2-7B")``, to encode in Python.
+
+        Raises:
+            TokenizerError: it is no byte-level BPE, or it does not cut words by GPT-2's pattern alone.
+        """
+        data = json.loads(tokenizer.backend_tokenizer.to_str())
+        cut = data["pre_tokenizer"] or {}
+        by_gpt2 = (cut.get("type"), cut.get("add_prefix_space"), cut.get("use_regex")) == ("ByteLevel", False, True)
+        if data["model"]["type"] != "BPE" or data["normalizer"] or not by_gpt2:
+            raise TokenizerError(
+                f"{tokenizer.name_or_path or 'this tokenizer'} is no byte-level BPE with GPT-2's pattern: its model is "
+                f"{data['model']['type']}, its pre-tokenizer {cut.get('type')}"
+            )
+        return cls(tokenizer.get_vocab(), [(left, right) for left, right in data["model"]["merges"]])
 
     @property
     def vocab_size(self) -> int:
