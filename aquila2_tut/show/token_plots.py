@@ -219,24 +219,29 @@ def plot_tokenizers(results: Sequence[Any], highlight: str = "Aquila") -> None:
     axes.barh([row.tokenizer for row in rows], [row.ratio for row in rows], color=colours, height=0.66)
     axes.axvline(1, color=INK, linestyle="--", linewidth=1)
     axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
+    axes.grid(visible=False)
+    _write_columns(axes, rows, edge=0.5 * math.ceil(2 * rows[-1].ratio))
     axes.set_xlabel(
         label("Chinese tokens for one English token, same sentences", "同样的句子，中文词元数 ÷ 英文词元数")
     )
-    _write_columns(axes, rows)
     show(figure, _tokenizers_in_words(rows), label("What the same sentences cost", "同样的句子要多少词元"))
 
 
-def _write_columns(axes: Axes, rows: Sequence[Any]) -> None:
-    """Write the figures behind the bars, as the columns of a table."""
-    heads = (label("tokens", "词表"), label("en", "英"), label("zh", "中"), label("ratio", "比值"))
-    places, across = (1.16, 1.27, 1.38, 1.5), axes.get_yaxis_transform()
-    for place, head in zip(places, heads, strict=True):
-        axes.text(place, -0.85, head, ha="right", color=MUTED, fontsize=9, transform=across)
-    for at, row in enumerate(rows):
-        each = (row.english.characters_per_token, row.chinese.characters_per_token, row.ratio)
-        for place, words in zip(places, (f"{row.english.vocab_size:,}", *(f"{x:.2f}" for x in each)), strict=True):
-            axes.text(place, at, words, ha="right", va="center", fontsize=9, transform=across)
+def _write_columns(axes: Axes, rows: Sequence[Any], edge: float) -> None:
+    """Write the figures behind the bars, which end at `edge`, as the columns of a table."""
+    heads = (label("ratio", "比值"), label("tokens", "词表"), label("en", "英文"), label("zh", "中文"))
+    places = [edge * part for part in (1.08, 1.28, 1.41, 1.53)]
+    axes.set_xlim(0, places[-1])
+    axes.set_xticks([tick / 2 for tick in range(int(2 * edge) + 1)])
+    axes.spines.bottom.set_bounds(0, edge)
+    lines = [(f"{r.ratio:.2f}", f"{r.english.vocab_size:,}", *_each(r)) for r in rows]
+    for at, line in enumerate([heads, *lines], start=-1):
+        for place, words in zip(places, line, strict=True):
+            axes.text(place, at, words, ha="right", va="center", fontsize=9, color=MUTED if at < 0 else INK)
+
+
+def _each(row: Any) -> tuple[str, str]:
+    return f"{row.english.characters_per_token:.2f}", f"{row.chinese.characters_per_token:.2f}"
 
 
 def _tokenizers_in_words(rows: Sequence[Any]) -> str:
