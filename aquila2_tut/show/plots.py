@@ -314,9 +314,8 @@ def _draw_needs(axes: Axes, rows: Sequence[tuple[str, float, float]]) -> None:
     axes.barh(places, weights, color=BLUE, height=0.7, label=label("weights", "权重"))
     axes.barh(places, caches, left=weights, color=ORANGE, height=0.7, label=label("cache", "缓存"))
     for place, weight, cache in zip(places, weights, caches, strict=True):
-        axes.text(weight + cache + 1, place, f"{weight + cache:.1f}", va="center", fontsize=9)
+        axes.text(1.01, place, f"{weight + cache:.1f}", va="center", transform=axes.get_yaxis_transform())
     axes.set_yticks(places, names)
-    axes.set_xlim(0, 1.08 * max(map(sum, zip(weights, caches, strict=True))))
 
 
 @styled
@@ -335,8 +334,8 @@ def plot_memory_needs(table: Mapping[str, tuple[float, float, float]], cards: Se
     figure, axes = new_figure(height=1.2 + 0.3 * len(rows))
     _draw_needs(axes, rows)
     for card in cards:
-        axes.axvline(card, color=MUTED, linestyle="--", linewidth=1)
-    axes.set_xticks([0, *cards, *range(100, 201, 50)])
+        axes.axvline(card, color=MUTED, linestyle="--", linewidth=1, zorder=0.5)
+    axes.set_xticks([0, *cards, 120])
     axes.set_xlabel(label("GB; dashed: what cards have", "GB；虚线为常见显卡的容量"))
     axes.invert_yaxis()
     axes.grid(visible=False)
