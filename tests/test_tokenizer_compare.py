@@ -1,4 +1,4 @@
-"""The vocabularies of other models against figures measured elsewhere, against SentencePiece, and for what they lose."""
+"""The vocabularies of other models: against figures measured elsewhere, against SentencePiece, and what they lose."""
 
 import gzip
 import json
