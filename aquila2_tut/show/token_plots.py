@@ -158,11 +158,12 @@ TRAINED: dict[str, tuple[str, str, str, str]] = {  # name -> Chinese name, colou
 
 
 @styled
-def plot_size_knob(results: Sequence[Any]) -> None:
+def plot_size_knob(results: Sequence[Any], reference: Any) -> None:
     """Show characters a token against the size of the vocabulary, English and Chinese side by side.
 
     Args:
         results: `Parallel` measurements of trained tokenizers, of any kinds and sizes.
+        reference: the `Parallel` measurement of another tokenizer on the same sentences, drawn as a line.
     """
     figure = Figure(figsize=(7.4, 3.3), layout="constrained")
     FigureCanvasSVG(figure)
@@ -170,11 +171,15 @@ def plot_size_knob(results: Sequence[Any]) -> None:
         figure.subplots(1, 2), ("english", "chinese"), (label("English", "英文"), label("Chinese", "中文")), strict=True
     ):
         _draw_knob(axes, results, language)
+        axes.axhline(getattr(reference, language).characters_per_token, color=MUTED, linestyle="-.", linewidth=1.2)
         axes.set_title(title, fontsize=10.5)
         axes.set_xlabel(label("tokens in the vocabulary", "词表大小"))
     figure.axes[0].set_ylabel(label("characters per token", "每个词元的字符数"))
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    show(figure, _knob_in_words(results), label("Compression against vocabulary size", "词表大小与压缩率"))
+    figure.axes[0].lines[-1].set_label(reference.tokenizer)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    show(
+        figure, _knob_in_words([*results, reference]), label("Compression against vocabulary size", "词表大小与压缩率")
+    )
 
 
 def _draw_knob(axes: Axes, results: Sequence[Any], language: str) -> None:
