@@ -44,8 +44,9 @@ def grow_tree(token: str, merges: Mapping[str, tuple[str, str]], first: int = 0)
 
 def _draw_node(axes: Axes, node: Node, vocab: Mapping[str, int]) -> None:
     """Draw a token, the lines to its parts, and then the parts."""
-    for part in node.parts:
-        axes.plot([node.x, part.x], [node.y, part.y], color=MUTED, linewidth=1, zorder=1)
+    for part in node.parts:  # the boxes are see-through, as is the page in dark mode: lines end at their edges
+        below, above = node.y - 0.31, part.y + (0.31 if part.parts else 0.2)
+        axes.plot([node.x, part.x], [below, above], color=MUTED, linewidth=1)
         _draw_node(axes, part, vocab)
     words = _token_text(to_bytes(node.token))
     if node.parts:
@@ -56,7 +57,7 @@ def _draw_node(axes: Axes, node: Node, vocab: Mapping[str, int]) -> None:
         "edgecolor": BLUE if node.parts else GRID,
         "linewidth": 1.2,
     }
-    axes.text(node.x, node.y, words, ha="center", va="center", fontsize=8.5, linespacing=1.35, bbox=box, zorder=2)
+    axes.text(node.x, node.y, words, ha="center", va="center", fontsize=8.5, linespacing=1.35, bbox=box)
 
 
 def _token_text(data: bytes) -> str:
