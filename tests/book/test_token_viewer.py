@@ -112,9 +112,11 @@ def test_it_fits_a_phone_and_follows_dark_mode(reader, language, width, scheme):
         seen.viewer.locator("textarea").fill("x" * 200 + " " + "字" * 200)
         seen.page.wait_for_function("document.querySelectorAll('.token-viewer .token').length > 50")
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width + 1
-        ink, paper = (
-            seen.viewer.locator("textarea").evaluate(code)
-            for code in ("e => getComputedStyle(e).color", "() => getComputedStyle(document.body).backgroundColor")
+        ink = seen.viewer.locator("textarea").evaluate("e => getComputedStyle(e).color")
+        grounds = seen.viewer.evaluate(
+            """e => { const found = []; for (; e; e = e.parentElement) found.push(getComputedStyle(e).backgroundColor);
+                      return found; }"""
         )
+        paper = next(colour for colour in grounds if colour not in ("rgba(0, 0, 0, 0)", "transparent"))
         light = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ink, paper)]
-        assert (light[0] > light[1]) == (scheme == "dark")
+        assert (light[0] - light[1] > 300) if scheme == "dark" else (light[1] - light[0] > 300)

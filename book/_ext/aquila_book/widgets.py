@@ -36,6 +36,14 @@ for (const el of document.querySelectorAll('[data-widget="%(name)s"]')) {
 """
 
 
+# In the dark the theme puts HTML output on a light ground, for the sake of output that knows no dark. A widget does.
+FRAME = """\
+html[data-theme="dark"] .bd-content div.cell_output .output.text_html:has([data-widget]) {
+  background: none; color: inherit; padding: 0;
+}
+"""
+
+
 def insert_widgets(body: str, folder: str) -> str:
     """Return a page's body with the module and the style of each widget that stands in it.
 
@@ -46,7 +54,7 @@ def insert_widgets(body: str, folder: str) -> str:
     for name in sorted(set(_USED.findall(body))):
         module, style = ((FOLDER / f"{name}{suffix}").read_text(encoding="utf-8") for suffix in (".js", ".css"))
         mount = MOUNT % {"name": name, "folder": folder}
-        body = f'<style>\n{style}</style>\n{body}\n<script type="module">\n{module}{mount}</script>\n'
+        body = f'<style>\n{FRAME}{style}</style>\n{body}\n<script type="module">\n{module}{mount}</script>\n'
     return body
 
 
