@@ -8,8 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, St
 
 from aquila2_tut import assets
 from aquila2_tut.config import Aquila2Config
-from aquila2_tut.model import Aquila2ForCausalLM, attention, inverse_frequencies, rotary_tables, rotate
-from aquila2_tut.model.attention import AttentionError, attention_weights
+from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate
 from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works
 from aquila2_tut.model.modeling import ModelError
 from aquila2_tut.model.weights import load_model
@@ -183,37 +182,6 @@ def test_linear_scaling_divides_positions():
     plain = Aquila2Config.preset("AquilaChat2-7B")
     scaled = Aquila2Config.preset("AquilaChat2-7B-16K")
     torch.testing.assert_close(inverse_frequencies(scaled) * 8, inverse_frequencies(plain))
-
-
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
-@pytest.mark.parametrize("lengths", [(5, 5), (1, 9), (3, 9)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_backends_equal_the_formula(heads, lengths, masked):
-    torch.manual_seed(1)
-    (h, hkv), (t, s) = heads, lengths
-    q, k, v = torch.randn(2, h, t, 16), torch.randn(2, hkv, s, 16), torch.randn(2, hkv, s, 16)
-    mask = torch.rand(2, 1, t, s) < 0.7 if masked else None
-    if masked:
-        mask[..., 0] = True
-    wide_k, wide_v = (x.double().repeat_interleave(h // hkv, dim=1) for x in (k, v))
-    scores = q.double() @ wide_k.transpose(2, 3) / 4
-    allowed = torch.ones(t, s).tril(s - t).bool() if mask is None else torch.ones(t, s).tril(s - t).bool() & mask
-    exact = scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ wide_v
-    for backend in ("eager", "sdpa", "auto"):
-        out = attention(q, k, v, causal=True, mask=mask, backend=backend)
-        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
-    weights = attention_weights(q, k, causal=True, mask=mask)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, h, t))
-
-
-def test_attention_refuses_what_does_not_fit():
-    q, k = torch.randn(1, 4, 3, 8), torch.randn(1, 3, 3, 8)
-    with pytest.raises(AttentionError, match="does not fit"):
-        attention(q, k, k, causal=True)
-    with pytest.raises(AttentionError, match="'fast' is not one of auto"):
-        attention(q, q, q, causal=True, backend="fast")
-    with pytest.raises(AttentionError, match="expected, not"):
-        attention(q[0], q[0], q[0], causal=True)
 
 
 def test_inputs_are_checked():
