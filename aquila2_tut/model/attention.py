@@ -92,8 +92,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Documents | None
     if mask is None:
         return package.flash_attn_func(q, k, v, causal=causal).transpose(1, 2)
     query_order, key_order, *starts_and_longest = mask.ragged
-    if not len(query_order):  # nothing but padding
-        return torch.zeros_like(q).transpose(1, 2)
+    if not len(query_order):  # nothing but padding, which the package would stumble over
+        return (q * 0).transpose(1, 2)
     rows = (x.flatten(0, 1).index_select(0, at) for x, at in ((q, query_order), (k, key_order), (v, key_order)))
     out = package.flash_attn_varlen_func(*rows, *starts_and_longest, causal=causal)
     padded = out.new_zeros(batch * queries, *out.shape[1:]).index_copy(0, query_order, out)

@@ -64,7 +64,8 @@ class Documents:
         """Self-attention: the queries are the last tokens.
 
         Args:
-            ids: (B, S), 0 at padding. A padding mask of zeros and ones will do: it is one document.
+            ids: (B, S), 0 at padding. A padding mask of zeros and ones will do: it is one document. Which numbers the
+                documents carry, and in which order, does not matter.
             queries: T, how many of the tokens are new.
 
         Raises:
@@ -72,13 +73,9 @@ class Documents:
         """
         if ids.ndim != 2 or ids.is_floating_point():
             raise AttentionError(f"document numbers: (B, S) integers expected, not {tuple(ids.shape)} of {ids.dtype}")
-        ids = ids.int()
-        least, most = ids.min().item(), ids.max().item()
-        if least < 0 or most > ids.shape[1]:
-            raise AttentionError(
-                f"document numbers from {least} to {most}: expected 0 at padding and 1, 2, ... at the documents, "
-                f"counted anew in every row, and so at most {ids.shape[1]}"
-            )
+        if ids.min() < 0:
+            raise AttentionError(f"document numbers: 0 at padding and 1, 2, ... expected, not {ids.min().item()}")
+        ids = _renumbered(ids)
         return cls(ids[:, ids.shape[1] - queries :], ids)
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Documents:
@@ -120,6 +117,13 @@ class Documents:
         counts = query_counts[wanted], key_counts[wanted]
         starts = (F.pad(n.cumsum(0, dtype=torch.int32), (1, 0)) for n in counts)
         return Ragged(query_order, key_order, *starts, *(int(F.pad(n, (0, 1)).max()) for n in counts))
+
+
+def _renumbered(ids: Tensor) -> Tensor:
+    """The same documents numbered 1, 2, ... in every row, so that no number exceeds S; 0 stays 0."""
+    ordered, places = ids.int().sort(dim=1)
+    steps = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0)).cumsum(1, dtype=torch.int)
+    return torch.empty_like(ordered).scatter_(1, places, steps + (ordered[:, :1] > 0).int())
 
 
 def _extent(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
