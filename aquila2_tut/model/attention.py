@@ -2,8 +2,8 @@
 
 "eager" is the formula. "sdpa" is torch's own fused kernel. "flash" is the flash-attn package, on NVIDIA GPUs. "triton"
 is our kernel in `flash.py`, on a GPU or, slowly, in Triton's interpreter. They give the same numbers; they differ in
-what they write to memory and where they run, and `choose_backend` says which is taken and why. In none of them are the
-key-value heads repeated in memory.
+what they write to memory and where they run, and `choose_backend` says which is taken and why. The key-value heads are
+not repeated in memory, but for sdpa with a mask on CUDA.
 
 The flash backend has been tested against a stand-in of the package, not on a GPU.
 
@@ -47,8 +47,8 @@ def attention_weights(q: Tensor, k: Tensor, *, causal: bool, mask: Mask = None) 
     """
     causal, mask = _dense(causal, mask)
     (batch, heads, queries, dim), keys = q.shape, k.shape[2]
-    grouped = q.reshape(batch, k.shape[1], -1, dim)
-    scores = (grouped @ k.transpose(2, 3)).view(batch, heads, queries, keys) * dim**-0.5
+    grouped = (q * dim**-0.5).reshape(batch, k.shape[1], -1, dim)  # scaled here, where it costs T x D and not T x S
+    scores = (grouped @ k.transpose(2, 3)).view(batch, heads, queries, keys)
     if causal and queries > 1:
         scores = scores.masked_fill(~causal_mask(queries, keys, q.device), float("-inf"))
     if mask is not None:
@@ -75,6 +75,9 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Mask) -> Tensor:
     if causal and queries > 1 and (queries < keys or mask is not None):
         # torch aligns its causal triangle with the first key, a cached call needs it aligned with the last.
         mask = _join(causal_mask(queries, keys, q.device), mask)
+    if mask is not None and q.is_cuda and k.shape[1] != q.shape[1]:
+        # On CUDA torch has no fused kernel for shared heads and a mask: it would write out the scores instead.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     whole = causal and queries == keys and queries > 1 and mask is None
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole, enable_gqa=k.shape[1] != q.shape[1])
 

@@ -112,7 +112,7 @@ def visible_keys(
         return None
     if ids is None:
         ids = like.new_ones(like.shape[0], past + new, dtype=torch.int)
-    alone = keys == past + new and bool((ids == ids[:, :1]).all() and ids[:, 0].all())
+    alone = keys == past + new and bool(((ids == ids[:, :1]) & (ids > 0)).all())
     return None if alone else Documents.of_tokens(ids, new)
 
 
