@@ -158,7 +158,10 @@ function render({ model, el }) {
   examples.setAttribute("aria-label", words.examples);
   for (const [name, text] of model.get("examples")) {
     const button = element("button", { type: "button", textContent: name });
-    button.onclick = () => change((area.value = text));
+    button.onclick = () => {
+      area.value = text;
+      change();
+    };
     examples.append(button);
   }
 
