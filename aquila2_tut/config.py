@@ -15,7 +15,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
 ROPE_TYPES = ("default", "linear", "dynamic")
-ATTN_BACKENDS = ("auto", "eager", "sdpa")
+ATTN_BACKENDS = ("auto", "eager", "sdpa", "flash", "triton")
 _POSITIVE = (
     "vocab_size",
     "hidden_size",
@@ -60,7 +60,7 @@ class Aquila2Config(PretrainedConfig):
             reach 16384 through `rope_parameters`.
         rope_parameters: {"rope_type": "default" | "linear" | "dynamic", "rope_theta": float, "factor": float}. The
             older keys `rope_scaling` and `rope_theta` of BAAI's files are understood.
-        attn_backend: "auto", "eager" or "sdpa", see `aquila2_tut.model.attention`.
+        attn_backend: "auto", "eager", "sdpa", "flash" or "triton", see `aquila2_tut.model.attention`.
 
     Raises:
         ConfigError: the numbers contradict each other; the message names the field.

@@ -343,7 +343,7 @@ def test_an_incomplete_folder_is_told_instead_of_downloading(tmp_path, network):
         ({"torch_dtype": "int8"}, r"torch_dtype 'int8' is not one of auto, float32"),
         ({"torch_dtype": torch.int64}, r"torch_dtype torch\.int64 is not one of"),
         ({"torch_dtype": "nn"}, r"torch_dtype 'nn' is not one of"),
-        ({"attn_backend": "flash3"}, r"attn_backend 'flash3' is not one of auto, eager, sdpa"),
+        ({"attn_backend": "flash3"}, r"attn_backend 'flash3' is not one of auto, eager, sdpa, flash, triton"),
     ],
 )
 def test_wrong_arguments(arguments, message):

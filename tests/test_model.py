@@ -1,17 +1,21 @@
 """Our model against transformers' LlamaForCausalLM with the same weights, and against formulas in float64."""
 
+import importlib
 import random
+import sys
 
 import pytest
 import torch
+from attention_reference import stand_in
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from aquila2_tut import assets
 from aquila2_tut.config import Aquila2Config
-from aquila2_tut.model import Aquila2ForCausalLM, attention, inverse_frequencies, rotary_tables, rotate
-from aquila2_tut.model.attention import AttentionError, attention_weights
+from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate
+from aquila2_tut.model.attention import triton_obstacle
+from aquila2_tut.model.documents import AttentionError
 from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works
-from aquila2_tut.model.modeling import ModelError
+from aquila2_tut.model.modeling import ModelError, packed_positions
 from aquila2_tut.model.weights import load_model
 
 FLOOR = 2e-6  # relative to the largest logit: float32 rounding through a handful of layers
@@ -185,35 +189,136 @@ def test_linear_scaling_divides_positions():
     torch.testing.assert_close(inverse_frequencies(scaled) * 8, inverse_frequencies(plain))
 
 
-@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
-@pytest.mark.parametrize("lengths", [(5, 5), (1, 9), (3, 9)])
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_backends_equal_the_formula(heads, lengths, masked):
-    torch.manual_seed(1)
-    (h, hkv), (t, s) = heads, lengths
-    q, k, v = torch.randn(2, h, t, 16), torch.randn(2, hkv, s, 16), torch.randn(2, hkv, s, 16)
-    mask = torch.rand(2, 1, t, s) < 0.7 if masked else None
-    if masked:
-        mask[..., 0] = True
-    wide_k, wide_v = (x.double().repeat_interleave(h // hkv, dim=1) for x in (k, v))
-    scores = q.double() @ wide_k.transpose(2, 3) / 4
-    allowed = torch.ones(t, s).tril(s - t).bool() if mask is None else torch.ones(t, s).tril(s - t).bool() & mask
-    exact = scores.masked_fill(~allowed, float("-inf")).softmax(-1) @ wide_v
-    for backend in ("eager", "sdpa", "auto"):
-        out = attention(q, k, v, causal=True, mask=mask, backend=backend)
-        torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
-    weights = attention_weights(q, k, causal=True, mask=mask)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, h, t))
+@pytest.fixture(params=["eager", "flash", "triton"])
+def backends(request, monkeypatch):
+    """Makes two models with equal weights, one on sdpa and one on the backend of the test."""
+    backend = request.param
+    if backend == "flash":
+        attention_module = importlib.import_module("aquila2_tut.model.attention")
+        monkeypatch.setitem(sys.modules, "flash_attn", stand_in())
+        monkeypatch.setattr(attention_module, "flash_obstacle", lambda q, mask=None: None)
+    if backend == "triton" and (obstacle := triton_obstacle(torch.ones(1, 1, 1, 1))):
+        pytest.skip(obstacle)
+
+    def make(seed: int, **changes) -> tuple[Aquila2ForCausalLM, Aquila2ForCausalLM]:
+        torch.manual_seed(seed)
+        shape = random_shape(seed) | {"num_hidden_layers": 2} | changes
+        models = [Aquila2ForCausalLM(Aquila2Config(**shape, attn_backend=name)).eval() for name in ("sdpa", backend)]
+        models[1].load_state_dict(models[0].state_dict())
+        return tuple(models)
+
+    return make
 
 
-def test_attention_refuses_what_does_not_fit():
-    q, k = torch.randn(1, 4, 3, 8), torch.randn(1, 3, 3, 8)
-    with pytest.raises(AttentionError, match="does not fit"):
-        attention(q, k, k, causal=True)
-    with pytest.raises(AttentionError, match="'fast' is not one of auto"):
-        attention(q, q, q, causal=True, backend="fast")
-    with pytest.raises(AttentionError, match="expected, not"):
-        attention(q[0], q[0], q[0], causal=True)
+def gradients(model: Aquila2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor, **inputs) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    model.train()(ids, labels=labels, **inputs).loss.backward()
+    return {name: p.grad for name, p in model.eval().named_parameters()}
+
+
+def assert_same_gradients(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    for name, wanted in theirs.items():
+        assert (mine[name] - wanted).abs().max() <= 1e-5 * wanted.abs().max(), name
+
+
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+def test_training_is_the_same_on_every_backend(backends, padding):
+    sdpa, other = backends(5)
+    ids, mask, _ = batch(5, sdpa.config.vocab_size, padding, length=21)
+    first = mask.cumsum(1) <= 1  # in front of it there may be padding, and what padding predicts means nothing
+    labels = ids.masked_fill(first | (mask == 0), -100)
+    assert worst(other(ids, attention_mask=mask).logits, sdpa(ids, attention_mask=mask).logits, mask) <= FLOOR
+    theirs, mine = (gradients(model, ids, labels, attention_mask=mask) for model in (sdpa, other))
+    assert_same_gradients(mine, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("static", [False, True])
+def test_decoding_with_a_cache_is_the_same_on_every_backend(backends, padding, static):
+    """Prefill, a chunk, single tokens: positions and visible keys as in the whole sequence at once."""
+    sdpa, other = backends(0)
+    ids, mask, _ = batch(0, sdpa.config.vocab_size, padding, length=18)
+    whole = sdpa(ids, attention_mask=mask).logits
+    cache = StaticCache(config=other.config, max_cache_len=24) if static else None
+    for start, end in ((0, 11), (11, 15), (15, 16), (16, 17), (17, 18)):
+        out = other(ids[:, start:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        assert worst(out.logits, whole[:, start:end], mask[:, start:end]) <= 2 * FLOOR
+
+
+def test_left_padded_batches_generate_the_same_on_every_backend(backends):
+    sdpa, other = backends(3, max_position_embeddings=64)
+    ids, mask, _ = batch(3, sdpa.config.vocab_size, "left", length=10)
+    settings = {"max_new_tokens": 6, "do_sample": False, "attention_mask": mask}
+    assert torch.equal(other.generate(ids, **settings), sdpa.generate(ids, **settings))
+
+
+DOCUMENTS = torch.tensor([[1] * 5 + [2] * 9 + [3] + [0] * 3, [4] * 18])
+
+
+def test_packed_documents_do_not_see_each_other(backends):
+    """Logits of a packed row are those of its documents alone, on every backend and on sdpa."""
+    models = backends(1)
+    ids, _, _ = batch(1, models[0].config.vocab_size, "none", length=18)
+    for model in models:
+        logits = model(ids, document_ids=DOCUMENTS).logits
+        for row, start, end in ((0, 0, 5), (0, 5, 14), (0, 14, 15), (1, 0, 18)):
+            alone = models[0](ids[row : row + 1, start:end]).logits
+            assert worst(logits[row : row + 1, start:end], alone, torch.ones(1, end - start)) <= FLOOR
+
+
+def test_packed_gradients_are_the_sum_of_the_documents(backends):
+    sdpa, other = backends(1)
+    ids, _, _ = batch(1, sdpa.config.vocab_size, "none", length=18)
+    first = torch.nn.functional.pad(DOCUMENTS[:, 1:] != DOCUMENTS[:, :-1], (1, 0), value=True)
+    labels = ids.masked_fill(first | (DOCUMENTS == 0), -100)
+    mine = gradients(other, ids, labels, document_ids=DOCUMENTS)
+    spans = [(0, 0, 5), (0, 5, 14), (1, 0, 18)]
+    total = sum(end - start - 1 for _, start, end in spans)
+    alone = [gradients(sdpa, *[ids[row : row + 1, start:end]] * 2) for row, start, end in spans]
+    shares = [(end - start - 1) / total for _, start, end in spans]
+    summed = {name: sum(w * g[name] for w, g in zip(shares, alone, strict=True)) for name in mine}
+    assert_same_gradients(mine, summed)
+
+
+@torch.no_grad()
+def test_a_cache_of_packed_documents_goes_on_with_the_last(backends):
+    sdpa, other = backends(4)
+    ids, _, _ = batch(4, sdpa.config.vocab_size, "none", length=14)
+    documents = torch.tensor([[1] * 6 + [2] * 8, [1] * 3 + [7] * 11])
+    first = other(ids[:, :9], document_ids=documents[:, :9], use_cache=True)
+    second = other(ids[:, 9:], document_ids=documents, past_key_values=first.past_key_values, use_cache=True)
+    for row, start in ((0, 6), (1, 3)):
+        alone = sdpa(ids[row : row + 1, start:]).logits[:, 9 - start :]
+        assert worst(second.logits[row : row + 1], alone, torch.ones(1, 5)) <= FLOOR
+
+
+def test_positions_of_packed_documents():
+    assert packed_positions(DOCUMENTS).tolist() == [
+        [*range(5), *range(9), 0, *range(3)],
+        [*range(18)],
+    ]
+
+
+def test_documents_join_the_padding_mask():
+    _, ours = pair(0)
+    ids, _, _ = batch(0, ours.config.vocab_size, "none", length=18)
+    padded = torch.where(DOCUMENTS == 0, 9, DOCUMENTS)
+    both = ours(ids, attention_mask=(DOCUMENTS > 0).long(), document_ids=padded).logits
+    assert worst(both, ours(ids, document_ids=DOCUMENTS).logits, (DOCUMENTS > 0).long()) <= FLOOR
+    with pytest.raises(ModelError, match="not both"):
+        ours(ids, attention_mask=torch.ones(1, 1, 18, 18).bool(), document_ids=padded)
+    with pytest.raises(ModelError, match="document_ids covers 17 tokens; 0 are cached and 18 are new"):
+        ours(ids, document_ids=padded[:, 1:])
+    with pytest.raises(AttentionError, match="expected, not -1"):
+        ours(ids, document_ids=padded - 2)
+
+
+def test_a_backend_that_cannot_run_says_so():
+    model = Aquila2ForCausalLM(Aquila2Config(**random_shape(0), attn_backend="flash"))
+    with pytest.raises(AttentionError, match="'flash' cannot run: it runs on CUDA devices"):
+        model(torch.ones(1, 4, dtype=torch.long))
 
 
 def test_inputs_are_checked():

@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..config import Aquila2Config
-from .attention import attention, attention_weights
+from .attention import Mask, attention, attention_weights
+from .documents import Documents
 from .rope import rotate
 
 
@@ -107,7 +108,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        mask: Mask,
         cache: Cache | None,
         want_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -116,7 +117,7 @@ class Attention(nn.Module):
         Args:
             x: (B, T, C).
             rotary: cosine and sine, (B, 1, T, D / 2) each.
-            mask: None (causal), or what `aquila2_tut.model.attention` takes; it then carries causality itself.
+            mask: what `aquila2_tut.model.attention` takes. A tensor carries causality itself; otherwise it is added.
             cache: holds the keys and values of earlier tokens, and is given the new ones.
             want_weights: also return the attention weights.
 
@@ -127,8 +128,11 @@ class Attention(nn.Module):
         v = self._heads(self.v_proj(x))
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        out = attention(q, k, v, causal=mask is None, mask=mask, backend=self.backend)
-        weights = attention_weights(q, k, causal=mask is None, mask=mask) if want_weights else None
+        if isinstance(mask, Documents):  # a static cache keeps room behind the tokens that there are
+            k, v = (x[:, :, : mask.keys.shape[1]] for x in (k, v))
+        causal = not isinstance(mask, Tensor)
+        out = attention(q, k, v, causal=causal, mask=mask, backend=self.backend)
+        weights = attention_weights(q, k, causal=causal, mask=mask) if want_weights else None
         return self.o_proj(out.transpose(1, 2).reshape(*x.shape[:2], -1)), weights
 
 
@@ -146,7 +150,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
+        mask: Mask = None,
         past_key_values: Cache | None = None,
         want_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:

@@ -14,8 +14,9 @@ from transformers.utils.generic import can_return_tuple
 
 from ..chat.generate import PredictMixin
 from ..config import Aquila2Config
-from .attention import padding_mask
+from .attention import Mask
 from .cache import growing_cache
+from .documents import Documents
 from .layers import DecoderLayer, Linear, RMSNorm
 from .rope import rotary_tables
 
@@ -49,30 +50,70 @@ def default_positions(attention_mask: Tensor | None, batch: int, past: int, new:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, past : past + new]
 
 
-def visible_keys(attention_mask: Tensor | None, past: int, new: int, keys: int, like: Tensor) -> Tensor | None:
+def packed_positions(document_ids: Tensor) -> Tensor:
+    """Positions that start anew with every document.
+
+    Args:
+        document_ids: (B, S).
+
+    Returns:
+        (B, S) integers.
+    """
+    places = torch.arange(document_ids.shape[1], device=document_ids.device)
+    begins = F.pad(document_ids[:, 1:] != document_ids[:, :-1], (1, 0))
+    return places - (places * begins).cummax(-1).values
+
+
+def token_documents(attention_mask: Tensor | None, document_ids: Tensor | None, past: int, new: int) -> Tensor | None:
+    """One number a token, from the padding mask and the documents: 0 at padding.
+
+    Args:
+        attention_mask, document_ids: None or (B, past + new).
+        past, new: tokens cached before this call, and tokens of this call.
+
+    Returns:
+        (B, past + new) integers, or None where neither is given.
+
+    Raises:
+        ModelError: one of them does not cover the cached and the new tokens.
+    """
+    for name, ids in (("attention_mask", attention_mask), ("document_ids", document_ids)):
+        if ids is not None and (ids.ndim != 2 or ids.shape[1] != past + new):
+            raise ModelError(
+                f"{name} covers {ids.shape[-1]} tokens; {past} are cached and {new} are new, "
+                f"so it must cover {past + new}"
+            )
+    if attention_mask is None or document_ids is None:
+        return document_ids if attention_mask is None else attention_mask.bool()
+    return document_ids * attention_mask.bool()
+
+
+def visible_keys(
+    attention_mask: Tensor | None, document_ids: Tensor | None, past: int, new: int, keys: int, like: Tensor
+) -> Mask:
     """The mask for the attention function: None where plain causality is all there is.
 
     Args:
         attention_mask: None, (B, past + new) padding mask, or a ready (B, 1, T, S) mask.
+        document_ids: None or (B, past + new).
         past, new: tokens cached before this call, and tokens of this call.
-        keys: S, how many keys attention will be given; more than past + new with a static cache.
+        keys: S, how many keys the cache will give; more than past + new with a static cache.
         like: gives B and the device.
 
     Raises:
-        ModelError: a padding mask that does not cover the cached and the new tokens.
+        ModelError: see `token_documents`; or documents beside a ready mask, which has to separate them itself.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
+        if document_ids is not None:
+            raise ModelError("give document_ids or a ready (B, 1, T, S) attention_mask, not both")
         return attention_mask
-    if attention_mask is not None and attention_mask.shape[1] != past + new:
-        raise ModelError(
-            f"attention_mask covers {attention_mask.shape[1]} tokens; {past} are cached and {new} are new, "
-            f"so it must cover {past + new}"
-        )
-    if keys == past + new and (attention_mask is None or attention_mask.all()):
+    ids = token_documents(attention_mask, document_ids, past, new)
+    if ids is None and keys == past + new:
         return None
-    if attention_mask is None:
-        attention_mask = like.new_ones(like.shape[0], past + new, dtype=torch.long)
-    return padding_mask(F.pad(attention_mask, (0, keys - past - new)), past, new)
+    if ids is None:
+        ids = like.new_ones(like.shape[0], past + new, dtype=torch.int)
+    alone = keys == past + new and bool(((ids == ids[:, :1]) & (ids > 0)).all())
+    return None if alone else Documents.of_tokens(ids, new)
 
 
 class Aquila2Model(Aquila2PreTrainedModel):
@@ -96,6 +137,7 @@ class Aquila2Model(Aquila2PreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs the decoder.
@@ -104,16 +146,20 @@ class Aquila2Model(Aquila2PreTrainedModel):
             input_ids: (B, T) token ids; or `inputs_embeds` (B, T, C) in their place.
             attention_mask: (B, S) with zeros at padding, left or right, covering cached and new tokens; or a ready
                 (B, 1, T, S) mask.
-            position_ids: (B, T); counted from the mask when not given.
+            position_ids: (B, T); counted from the mask, or from each document's start, when not given.
             past_key_values: cache of the earlier tokens.
             use_cache: return a cache; the config's `use_cache` when not given, never while training.
             output_attentions, output_hidden_states: also return them, layer by layer.
+            document_ids: (B, S), covering cached and new tokens, where a row holds several documents: 1, 2, ... at the
+                tokens of each, 0 at padding. A token sees its own document only. (Positions that start anew do not say
+                that by themselves.)
 
         Returns:
             last_hidden_state (B, T, C), past_key_values, hidden_states, attentions.
 
         Raises:
-            ModelError: neither or both of `input_ids` and `inputs_embeds`, or a mask of the wrong length.
+            ModelError: neither or both of `input_ids` and `inputs_embeds`, or a mask or documents that do not fit.
+            AttentionError: the backend of the configuration cannot run here.
         """
         x = self._embed(input_ids, inputs_embeds)
         wants = self.config.use_cache and not self.training if use_cache is None else use_cache
@@ -121,10 +167,12 @@ class Aquila2Model(Aquila2PreTrainedModel):
         past, keys = 0, x.shape[1]
         if cache is not None:
             past, keys = int(cache.get_seq_length()), cache.get_mask_sizes(x.shape[1], 0)[0]
-        if position_ids is None:
+        mask = visible_keys(attention_mask, document_ids, past, x.shape[1], keys, x)
+        if position_ids is None and document_ids is not None:
+            position_ids = packed_positions(document_ids)[:, past:]
+        elif position_ids is None:
             position_ids = default_positions(attention_mask, x.shape[0], past, x.shape[1], x.device)
         rotary = rotary_tables(self.config, position_ids, x.dtype)
-        mask = visible_keys(attention_mask, past, x.shape[1], keys, x)
         states, weights = [x], []
         for layer in self.layers:
             x, weight = layer(x, rotary, mask=mask, past_key_values=cache, want_weights=bool(output_attentions))
@@ -172,6 +220,7 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        document_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Scores the next token at every position.
@@ -179,6 +228,8 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         Args:
             labels: (B, T) token ids, -100 where there is no loss; they are shifted here.
             logits_to_keep: score only the last so many positions (0: all), or those of the given indices.
+            document_ids: as in `Aquila2Model.forward`. The loss does not look at them: set the label of each
+                document's first token to -100, or it is predicted from the document before.
             kwargs: what `Aquila2Model.forward` takes besides, and `num_items_in_batch` for the loss.
 
         Returns:
@@ -192,6 +243,7 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
             inputs_embeds,
             use_cache,
             return_dict=True,
+            document_ids=document_ids,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
