@@ -11,6 +11,8 @@ WORKERS ?= 2
 # Threads a process: for the tests one, because two processes with two threads each on two cores are slower
 TEST_THREADS ?= 1
 THREADS ?= 2
+# Threads that wait let go of their core, so that two notebooks side by side do not starve each other
+export OMP_WAIT_POLICY ?= PASSIVE
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL := help

@@ -66,7 +66,7 @@ def derive_toc(toc: dict[str, Any], language: str) -> dict[str, Any]:
         names = [c["file"].removeprefix(prefix) for c in part["chapters"] if c["file"].startswith(prefix)]
         chapters = [{"file": name} for name in names if name != "index"]
         if chapters:
-            parts.append({"caption": part["caption"], "chapters": chapters})
+            parts.append({**part, "chapters": chapters})
     if not parts:
         raise BuildError(f"_toc.yml names no chapter of {prefix}")
     for name in ["index", *(c["file"] for p in parts for c in p["chapters"])]:

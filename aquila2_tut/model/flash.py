@@ -50,6 +50,12 @@ def interpreter_obstacle() -> str | None:
     return None
 
 
+# Names in the kernels: q_b, q_h and q_t are the strides of q from one row of the batch, head and token to the next, and
+# so on for k, v and the output; the gradient of the output and dq lie as the output does. ids_q (B, T) and ids_k (B, S)
+# number the documents. lse and delta are (B, H, T). blocks holds, for each block of a program, the first block of the
+# other side that it must visit and one past the last (`documents.key_blocks`). BQ and BK are tokens a block.
+
+
 @triton.jit
 def _tile(x, rows, stride, count, DIM: tl.constexpr, WIDTH: tl.constexpr):
     """Loads rows of a (count, DIM) matrix. WIDTH is DIM rounded up to a power of two; zeros fill what is not there."""
@@ -116,7 +122,7 @@ def _forward(
 
 
 @triton.jit
-def _weights_and_slopes(queries, keys, values, grad, lse, delta, s):
+def _weights_and_slopes(s, values, grad, lse, delta):
     """Recomputes one tile of the weights p, and of ds, the gradient of the scores: p * (dp - delta)."""
     p = tl.exp(s - lse[:, None])
     dp = tl.dot(grad, tl.trans(values), input_precision="ieee")
@@ -147,7 +153,7 @@ def _backward_queries(
         columns = j * BK + tl.arange(0, BK)
         keys, values = _tile(k, columns, k_t, S, DIM, WIDTH), _tile(v, columns, v_t, S, DIM, WIDTH)
         s = _scores(queries, keys, rows, columns, ids_q, ids_k, T, S, scale, CAUSAL)
-        _, ds = _weights_and_slopes(queries, keys, values, slope, lse_rows, delta_rows, s)
+        _, ds = _weights_and_slopes(s, values, slope, lse_rows, delta_rows)
         total += tl.dot(ds.to(keys.dtype), keys, input_precision="ieee")
     _store(dq + batch * o_b + head * o_h, total * scale, rows, o_t, T, DIM, WIDTH)
 
@@ -177,7 +183,7 @@ def _backward_keys(
             lse_rows = tl.load(lse + (batch * H + head) * T + rows, mask=rows < T, other=0.0)
             delta_rows = tl.load(delta + (batch * H + head) * T + rows, mask=rows < T, other=0.0)
             s = _scores(queries, keys, rows, columns, ids_q, ids_k, T, S, scale, CAUSAL)
-            p, ds = _weights_and_slopes(queries, keys, values, slope, lse_rows, delta_rows, s)
+            p, ds = _weights_and_slopes(s, values, slope, lse_rows, delta_rows)
             total_v += tl.dot(tl.trans(p).to(slope.dtype), slope, input_precision="ieee")
             total_k += tl.dot(tl.trans(ds).to(queries.dtype), queries, input_precision="ieee")
     _store(dk + (batch * Hkv + kv_head) * S * DIM, total_k * scale, columns, DIM, S, DIM, WIDTH)

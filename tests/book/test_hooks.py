@@ -30,6 +30,13 @@ def test_a_figures_colours_become_variables(hooks):
     assert "fill: var(--figure-ink, #1F2A37)" in page
 
 
+def test_fill_and_stroke_of_one_shape_share_its_style(hooks):
+    svg = hooks.figures.inline('<svg><rect fill="#0072b2" stroke="#d55e00"/><path fill="#0072b2" style="x: 1"/></svg>')
+    assert svg.count('style="') == 2
+    assert 'style="fill: var(--figure-blue, #0072b2); stroke: var(--figure-orange, #d55e00)"' in svg
+    assert 'style="fill: var(--figure-blue, #0072b2); x: 1"' in svg
+
+
 @pytest.mark.parametrize(
     ("opening", "width"), [('<svg width="30pt">', 40), ('<svg viewBox="0 0 420 9">', 420), ('<svg width="5">', 5)]
 )

@@ -35,6 +35,8 @@ COLOURS = {
 }
 _HEX = re.compile("|".join(COLOURS), re.IGNORECASE)
 _ID = re.compile(r'(?<=\s)id="([^"]+)"')
+_TAG = re.compile(r"<[a-zA-Z][^<>]*>")
+_PAINT = re.compile(r'\s(fill|stroke|stop-color)="(var\([^"]+\))"')
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _ABOUT = [
     re.compile(rf"<(?:{tag})\b[^>]*>(.*?)</(?:{tag})>", re.DOTALL) for tag in ("dc:title|title", "dc:description|desc")
@@ -58,6 +60,17 @@ def _unique_ids(svg: str, prefix: str) -> str:
     return _ID.sub(lambda m: f'id="{prefix}{m[1]}"' if m[1] in used else "", svg)
 
 
+def _as_style(tag: re.Match[str]) -> str:
+    """Move an element's book colours into its style: an attribute cannot hold var(), a style property can."""
+    found = _PAINT.findall(tag[0])
+    if not found:
+        return tag[0]
+    plain, paint = _PAINT.sub("", tag[0]), "; ".join(f"{name}: {colour}" for name, colour in found)
+    if 'style="' in plain:
+        return plain.replace('style="', f'style="{paint}; ', 1)
+    return re.sub(r"^<\S+", rf'\g<0> style="{paint}"', plain)
+
+
 def inline(svg: str, alt: str = "", prefix: str = "") -> str:
     """Return the `<svg>` element of a file, ready to stand in a page.
 
@@ -72,8 +85,7 @@ def inline(svg: str, alt: str = "", prefix: str = "") -> str:
     svg = re.sub(r"<(title|desc|style)\b[^>]*>.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = _unique_ids(svg, prefix or f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-")
     svg = _HEX.sub(lambda m: f"var({COLOURS[m[0].lower()]}, {m[0]})", svg)
-    # A presentation attribute cannot hold var(); a style property can.
-    svg = re.sub(r'\b(fill|stroke|stop-color)="(var\([^"]+\))"', r'style="\1: \2"', svg)
+    svg = _TAG.sub(_as_style, svg)
     role = f'role="img" aria-label="{name}"' if name else 'aria-hidden="true"'
     return re.sub(r"<svg\b", f'<svg class="book-figure" {role}', svg.strip(), count=1)
 
