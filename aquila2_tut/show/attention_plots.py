@@ -200,8 +200,8 @@ def plot_roofline(gpus: Sequence[Gpu], work: Mapping[str, float]) -> None:
         _draw_roof(axes, gpu, colour, reach)
     for name, intensity in work.items():
         axes.axvline(intensity, color=MUTED, linestyle="--", linewidth=1)
-        axes.text(intensity * 0.95, 0.19, name, rotation=90, ha="right", va="bottom", fontsize=9)
-    axes.set(xscale="log", yscale="log", xlim=reach, ylim=(0.15, 2000))
+        axes.text(intensity * 0.95, 0.013, name, rotation=90, ha="right", va="bottom", fontsize=9)
+    axes.set(xscale="log", yscale="log", xlim=reach, ylim=(0.01, 2000))
     axes.set_xlabel(label("operations a byte (FLOP/B)", "每字节的运算次数（FLOP/B）"))
     axes.set_ylabel(label("at most (TFLOP/s)", "上限（TFLOP/s）"))
     for axis in (axes.xaxis, axes.yaxis):
