@@ -126,7 +126,8 @@ class Site:
         config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
         toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
         self.config, self.toc = derive_config(config, language), derive_toc(toc, language)
-        self.frame = digest(files_under(BOOK / "_ext", BOOK / "_templates"), self.config, self.toc)
+        widgets = ROOT / "aquila2_tut/show/widgets"
+        self.frame = digest(files_under(BOOK / "_ext", BOOK / "_templates", widgets), self.config, self.toc)
         self.state = digest(files_under(BOOK / language, BOOK / "_style"), self.frame, self._shared())
 
     def _shared(self) -> bytes:

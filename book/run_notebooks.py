@@ -24,6 +24,7 @@ from nbformat import NotebookNode
 BOOK = Path(__file__).resolve().parent
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 CELL_TIMEOUT = 600  # seconds
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
 
 
@@ -51,6 +52,9 @@ def tidy(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         cell.metadata.pop("collapsed", None)
+        for output in cell.get("outputs", []):  # a live widget needs its kernel; the HTML stored beside it does not
+            output.get("data", {}).pop(WIDGET_VIEW, None)
+    notebook.metadata.pop("widgets", None)
 
 
 def run(path: Path) -> None:
@@ -107,6 +111,8 @@ def find_cell_faults(number: int, cell: NotebookNode) -> list[str]:
         faults.append(f"code cell {number} stores an error, and is not tagged raises-exception")
     if any(output.get("name") == "stderr" for output in cell.outputs):
         faults.append(f"code cell {number} stores text on stderr (a warning or a progress bar)")
+    if any(WIDGET_VIEW in output.get("data", {}) for output in cell.outputs):
+        faults.append(f"code cell {number} stores a live widget, which no page can show")
     return faults
 
 

@@ -1,0 +1,5 @@
+"""Widgets: one ES module each, alive in Jupyter through anywidget, and in the book's pages without a kernel."""
+
+from .tokens import token_viewer, vocabulary_script
+
+__all__ = ["token_viewer", "vocabulary_script"]
