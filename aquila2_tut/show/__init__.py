@@ -1,5 +1,6 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
+from .attention_plots import Gpu, load_gpus, plot_growth, plot_roofline, plot_tiles, slope
 from .plots import (
     label,
     page_language,
@@ -12,12 +13,18 @@ from .plots import (
 )
 
 __all__ = [
+    "Gpu",
     "label",
+    "load_gpus",
     "page_language",
     "plot_attention_pattern",
+    "plot_growth",
     "plot_memory_needs",
     "plot_parameter_shares",
+    "plot_roofline",
     "plot_rope",
+    "plot_tiles",
     "show",
+    "slope",
     "styled",
 ]
