@@ -14,7 +14,7 @@ from aquila2_tut.config import Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate
 from aquila2_tut.model.attention import triton_obstacle
 from aquila2_tut.model.documents import AttentionError
-from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works
+from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works, packed_for_decoding
 from aquila2_tut.model.modeling import ModelError, packed_positions
 from aquila2_tut.model.weights import load_model
 
@@ -166,6 +166,29 @@ def test_onednn_linear_in_float64(shape):
     with torch.no_grad():
         exact = x.double() @ linear.weight.double().T
         torch.testing.assert_close(linear(x).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_matrices_packed_for_decoding_give_the_same_product_and_are_dropped():
+    if not _onednn_linear_works():
+        pytest.skip("this build of torch has no oneDNN linear operator; the plain path is all there is")
+    linear, x = Linear(512, 1024).bfloat16(), torch.randn(1, 1, 512).bfloat16()
+    exact = x.double() @ linear.weight.double().T
+    with packed_for_decoding(linear):
+        assert "packed" in linear.__dict__
+        assert list(linear.state_dict()) == ["weight"]
+        torch.testing.assert_close(linear(x).double(), exact, rtol=0.01, atol=0.01)
+    assert "packed" not in linear.__dict__
+    linear.weight.data.mul_(2)
+    with packed_for_decoding(linear):
+        torch.testing.assert_close(linear(x).double(), 2 * exact, rtol=0.01, atol=0.02)
+
+
+@torch.no_grad()
+def test_only_large_bfloat16_matrices_are_packed():
+    for linear in (Linear(512, 1024), Linear(512, 512).bfloat16(), Linear(512, 1024).half()):
+        with packed_for_decoding(linear):
+            assert "packed" not in linear.__dict__
 
 
 def test_rotation_depends_on_distance_only():

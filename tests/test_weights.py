@@ -224,6 +224,20 @@ def test_only_one_tensor_is_in_memory_besides_the_model(folder, monkeypatch):
     assert most <= 1
 
 
+def test_matrices_with_few_outputs_lie_by_columns_and_are_saved_all_the_same(tmp_path):
+    torch.manual_seed(0)
+    wide = SHAPE | {"hidden_size": 512, "intermediate_size": 576, "num_hidden_layers": 1}
+    model = Aquila2ForCausalLM(Aquila2Config(**wide)).eval()
+    model.save_pretrained(tmp_path / "first")
+    loaded = load_model(tmp_path / "first")
+    down, up = loaded.model.layers[0].mlp.down_proj.weight, loaded.model.layers[0].mlp.up_proj.weight
+    assert down.stride() == (1, 512)
+    assert up.is_contiguous()
+    loaded.save_pretrained(tmp_path / "second")
+    for name, tensor in load_model(tmp_path / "second").state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
 def test_missing_shard(model, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="60KB")
     victim = sorted(tmp_path.glob("*.safetensors"))[1]

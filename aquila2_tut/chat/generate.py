@@ -15,6 +15,7 @@ Source: flagai 1.8.4, flagai/model/aquila2/modeling_aquila.py and utils.py.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -518,10 +519,7 @@ def _next_tokens(model: Any, prompts: list[list[int]], stop_ids: list[int], samp
 
     Rows that are done go on being fed their own tokens; the caller ignores them and stops when all rows are done.
     """
-    was_training = model.training
-    if was_training:
-        model.eval()  # no dropout, and the cache that gradient checkpointing would switch off
-    try:
+    with _ready(model, rows=len(prompts)):
         ids, mask = _left_padded(prompts, sampling.max_gen_len, model.device)
         generators = [sampling.generator() for _ in prompts]
         cache, width = None, 0
@@ -536,6 +534,17 @@ def _next_tokens(model: Any, prompts: list[list[int]], stop_ids: list[int], samp
             tokens = sampling.pick(logits, generators)
             yield tokens
             ids = torch.tensor(tokens, device=model.device).unsqueeze(1)
+
+
+@contextlib.contextmanager
+def _ready(model: Any, rows: int) -> Iterator[None]:
+    """A model as it should be while it generates: not training, and, for a single row, prepared to decode."""
+    was_training = model.training
+    if was_training:
+        model.eval()  # no dropout, and the cache that gradient checkpointing would switch off
+    try:
+        with model.decoding() if rows == 1 and hasattr(model, "decoding") else contextlib.nullcontext():
+            yield
     finally:
         if was_training:
             model.train()

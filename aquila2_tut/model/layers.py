@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., C) -> (..., C), same dtype."""
+        if x.dtype == self.weight.dtype:  # torch computes in float32 inside and casts once, at the end
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -66,9 +70,39 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         w = self.weight
-        if torch.is_grad_enabled() or not x.dtype == w.dtype == torch.float32 or not _for_onednn(x):
+        if torch.is_grad_enabled() or x.dtype != w.dtype or not _for_onednn(x):
             return F.linear(x, w)
-        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        if x.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        packed = self.__dict__.get("packed")
+        if packed is None or x.numel() != x.shape[-1]:
+            return F.linear(x, w)
+        return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
+
+
+_PACKED_FROM, _PACKED_UP_TO = 1 << 19, 1 << 30  # weights of a matrix; bytes of all copies
+
+
+@contextlib.contextmanager
+def packed_for_decoding(model: nn.Module) -> Iterator[None]:
+    """Keeps copies of the large bfloat16 matrices in oneDNN's own order for as long as one answer takes.
+
+    For a product with a single token oneDNN otherwise reorders each matrix anew, which costs more than the product.
+    The copies end with the block, so that no later change of a weight is missed. Does nothing off the CPU, for other
+    types, and for models whose copies would take more than 1 GiB.
+    """
+    linears = [m for m in model.modules() if isinstance(m, Linear) and m.weight.numel() >= _PACKED_FROM]
+    linears = [m for m in linears if m.weight.dtype == torch.bfloat16 and _for_onednn(m.weight)]
+    if sum(m.weight.nbytes for m in linears) > _PACKED_UP_TO:
+        linears = []
+    for linear in linears:
+        # Past nn.Module, which would take the copy for one of the module's parameters.
+        linear.__dict__["packed"] = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.__dict__.pop("packed", None)
 
 
 class SwiGLU(nn.Module):

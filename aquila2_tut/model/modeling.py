@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from ..config import Aquila2Config
 from .attention import Mask
 from .cache import growing_cache
 from .documents import Documents
-from .layers import DecoderLayer, Linear, RMSNorm
+from .layers import DecoderLayer, Linear, RMSNorm, packed_for_decoding
 from .rope import rotary_tables
 
 
@@ -208,6 +209,10 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         self.model = Aquila2Model(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    def decoding(self) -> AbstractContextManager[None]:
+        """What `predict` and `stream` wrap an answer in, see `packed_for_decoding`."""
+        return packed_for_decoding(self)
 
     @can_return_tuple
     def forward(
