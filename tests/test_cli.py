@@ -62,6 +62,8 @@ class Terminal:
 
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # A test run that was put into the background hands down "ignore Ctrl-C" to all its children.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.environ.update(LC_ALL="C.UTF-8", TERM="dumb")
             os.execv(sys.executable, [sys.executable, "-c", FAKE, *argv])
         self.seen, self.decoder = "", codecs.getincrementaldecoder("utf-8")()
