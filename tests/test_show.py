@@ -3,10 +3,10 @@
 import re
 import types
 import warnings
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from figures import draw, words
 
 from aquila2_tut.config import Aquila2Config
 from aquila2_tut.model.rope import inverse_frequencies
@@ -34,31 +34,11 @@ FIGURES = {
 }
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed."""
-    bundles = []
-    monkeypatch.setattr(plots, "display", lambda bundle, raw: bundles.append(bundle))
-    return bundles
-
-
-def draw(name, language, shown, monkeypatch):
-    monkeypatch.setenv("AQUILA2_TUT_LANG", language)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        FIGURES[name]()
-    return shown[-1]["image/svg+xml"]
-
-
-def words(svg):
-    return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-
-
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_well_made(name, language, shown, monkeypatch):
-    svg = draw(name, language, shown, monkeypatch)
-    assert svg == draw(name, language, shown, monkeypatch), "the same figure gives other bytes"
+    svg = draw(FIGURES[name], language, shown, monkeypatch)
+    assert svg == draw(FIGURES[name], language, shown, monkeypatch), "the same figure gives other bytes"
     assert shown[-1]["text/plain"] == "[figure]"
     assert words(svg), "text was turned into outlines"
     assert "DejaVu" not in svg
@@ -69,8 +49,8 @@ def test_a_figure_is_well_made(name, language, shown, monkeypatch):
 
 
 def test_labels_are_in_the_language_of_the_page(shown, monkeypatch):
-    assert "feed-forward" in words(draw("shares", "en", shown, monkeypatch))
-    assert "前馈网络" in words(draw("shares", "zh", shown, monkeypatch))
+    assert "feed-forward" in words(draw(FIGURES["shares"], "en", shown, monkeypatch))
+    assert "前馈网络" in words(draw(FIGURES["shares"], "zh", shown, monkeypatch))
 
 
 def test_counts_are_written_as_people_write_them(monkeypatch):

@@ -1,12 +1,11 @@
 """Figures about vocabularies: live text, the same bytes each time, words in the page's language, no warning."""
 
 import re
-import warnings
-import xml.etree.ElementTree as ElementTree
 
 import pytest
+from figures import draw, words
 
-from aquila2_tut.show import plots, token_plots
+from aquila2_tut.show import token_plots
 from aquila2_tut.tokenizer import BytePairEncoding
 from aquila2_tut.tokenizer.compare import Compression, Parallel
 
@@ -31,31 +30,11 @@ FIGURES = {
 }
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What was displayed."""
-    bundles = []
-    monkeypatch.setattr(plots, "display", lambda bundle, raw: bundles.append(bundle))
-    return bundles
-
-
-def draw(name, language, shown, monkeypatch):
-    monkeypatch.setenv("AQUILA2_TUT_LANG", language)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        FIGURES[name]()
-    return shown[-1]["image/svg+xml"]
-
-
-def words(svg):
-    return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
-
-
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_well_made(name, language, shown, monkeypatch):
-    svg = draw(name, language, shown, monkeypatch)
-    assert svg == draw(name, language, shown, monkeypatch), "the same figure gives other bytes"
+    svg = draw(FIGURES[name], language, shown, monkeypatch)
+    assert svg == draw(FIGURES[name], language, shown, monkeypatch), "the same figure gives other bytes"
     assert words(svg), "text was turned into outlines"
     said = re.search(r"<dc:description>(.*?)</dc:description>", svg, re.DOTALL)[1]
     assert len(said) > 40
@@ -63,7 +42,7 @@ def test_a_figure_is_well_made(name, language, shown, monkeypatch):
 
 
 def test_a_tree_shows_bytes_and_ids(shown, monkeypatch):
-    text = words(draw("tree", "en", shown, monkeypatch))
+    text = words(draw(FIGURES["tree"], "en", shown, monkeypatch))
     assert {"E8", "91", "A1", "84", "葡萄"} <= set(text)
     assert str(ENCODING.encode("葡萄")[0]) in text
     tree = token_plots.grow_tree("abc", {"abc": ("a", "bc"), "bc": ("b", "c")})
@@ -72,7 +51,7 @@ def test_a_tree_shows_bytes_and_ids(shown, monkeypatch):
 
 
 def test_the_cheapest_tokenizer_comes_first(shown, monkeypatch):
-    said = draw("tokenizers", "en", shown, monkeypatch)
+    said = draw(FIGURES["tokenizers"], "en", shown, monkeypatch)
     assert words(said).index("Aquila") < words(said).index("byte-level BPE")
 
 
