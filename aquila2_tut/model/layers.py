@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -53,15 +54,46 @@ def _onednn_linear_works() -> bool:
 
 def _for_onednn(x: Tensor) -> bool:
     # A tensor subclass (a fake tensor, a functional one) has its own idea of what an operator does.
-    return x.is_cpu and type(x) in (Tensor, nn.Parameter) and torch.backends.mkldnn.enabled and _onednn_linear_works()
+    plain = x.is_cpu and type(x) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
+    return plain and torch.backends.mkldnn.enabled and _onednn_linear_works()
+
+
+def onednn_matmul(x: Tensor, w: Tensor) -> Tensor:
+    """x w^T in float32, computed by oneDNN.
+
+    Args:
+        x: (..., in).
+        w: (out, in).
+
+    Returns:
+        (..., out).
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """The linear map with all three of its products in oneDNN. What is frozen costs neither time nor memory."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None)
+        return onednn_matmul(x, w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, w = ctx.saved_tensors
+        for_x = None if w is None else onednn_matmul(gradient, w.t())
+        for_w = None if x is None else onednn_matmul(gradient.flatten(0, -2).t(), x.flatten(0, -2).t())
+        return for_x, for_w
 
 
 class Linear(nn.Linear):
     """x W^T, without a bias.
 
-    Where no gradient is wanted, a float32 product on a CPU goes to oneDNN, which torch itself calls only for half
-    precision: `benchmarks/inference.py` shows what that gains. Everything else is torch's own linear map, and so is
-    this inside `torch.backends.mkldnn.flags(enabled=False)`.
+    A float32 product on a CPU goes to oneDNN, which torch itself calls only for half precision:
+    `benchmarks/inference.py` and `benchmarks/pretrain.py` show what that gains. Everything else is torch's own linear
+    map, and so is this inside `torch.backends.mkldnn.flags(enabled=False)`.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -70,10 +102,13 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         w = self.weight
-        if torch.is_grad_enabled() or x.dtype != w.dtype or not _for_onednn(x):
+        if x.dtype != w.dtype or not _for_onednn(x):
             return F.linear(x, w)
         if x.dtype == torch.float32:
-            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+            wanted = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+            return _OneDNNLinear.apply(x, w) if wanted else onednn_matmul(x, w)
+        if torch.is_grad_enabled():
+            return F.linear(x, w)
         packed = self.__dict__.get("packed")
         if packed is None or x.numel() != x.shape[-1]:
             return F.linear(x, w)
