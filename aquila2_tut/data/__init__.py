@@ -1,5 +1,17 @@
 """Data: the texts that models and vocabularies are trained and measured on."""
 
-from aquila2_tut.data.corpora import DataError, dialogues, parallel_sentences
+from aquila2_tut.data.corpora import SOURCES, Document, Source, dialogues, documents, parallel_sentences
+from aquila2_tut.data.splits import aligned_pairs, corpus
+from aquila2_tut.data.readers import DataError
 
-__all__ = ["DataError", "dialogues", "parallel_sentences"]
+__all__ = [
+    "SOURCES",
+    "DataError",
+    "Document",
+    "Source",
+    "aligned_pairs",
+    "corpus",
+    "dialogues",
+    "documents",
+    "parallel_sentences",
+]
