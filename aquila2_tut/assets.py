@@ -1,8 +1,9 @@
 """Assets: the files that the book needs and the repository does not carry, fetched once and checked every time.
 
-Every asset is one member of an archive on the Python package index, or a small archive as a whole. Whoever could
-install this package can reach that index, so an asset needs no account, no second host and no new permission: the index
-is the one that pip itself uses.
+Every asset that the book needs is one member of an archive on the Python package index, or a small archive as a whole.
+Whoever could install this package can reach that index, so an asset needs no account, no second host and no new
+permission: the index is the one that pip itself uses. A few texts that only retraining the small model needs come from
+Debian and npm, from where this machine's own apt and npm get their packages.
 ``assets.json`` is the manifest; this module downloads an archive (resuming where it stopped), takes the members out of
 it that were asked for, and keeps each in a cache folder together with a stamp that says it was checked.
 
@@ -15,11 +16,14 @@ import argparse
 import ast
 import contextlib
 import errno
+import fnmatch
 import functools
 import hashlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -56,7 +60,8 @@ class Asset:
     """One file the book needs, and the archive on the package index that holds it.
 
     Sizes are bytes. ``member`` is the path inside the archive, ``filename`` the name it gets in the cache. A member "*"
-    is the archive itself, kept as it came: for small archives of which many files are read.
+    is the archive itself, kept as it came: for small archives of which many files are read. A member with a "*" in it
+    stands for all that match; they are kept together in a zip.
     ``book`` is true for what a plain ``aquila2-tut assets fetch`` fetches.
     """
 
@@ -74,6 +79,7 @@ class Asset:
     attribution: str
     purpose: str
     book: bool
+    origin: str = "pypi"  # or "debian", "npm"
 
     @property
     def folder(self) -> Path:
@@ -342,23 +348,70 @@ def _download(group: Sequence[Asset], part: Path, say: Callable[[str], None], pr
     asset, failures = group[0], []
     size = _mb(sum(wanted.size for wanted in group))
     with _session() as session:
-        for index in pip_indexes():
+        for host, find in _places(session, asset):
             try:
-                url = _archive_url(session, index, asset)
+                url = find()
                 say(f"{_names(group)}: downloading {asset.archive}, {_mb(asset.archive_size)}, for {size}")
                 return _download_checked(session, url, asset, part, progress)
             except (requests.RequestException, LookupError) as error:
-                failures.append(f"{_host(index)}: {_reason(error)}")
+                failures.append(f"{host}: {_reason(error)}")
     raise AssetError(_out_of_reach(asset, failures))
 
 
 def _out_of_reach(asset: Asset, failures: list[str]) -> str:
     tried = "; ".join(failures) or "pip is set up to use no index"
+    by_hand = "" if asset.origin == "pypi" else f" (SHA-256 {asset.archive_sha256})"
     return (
         f"{asset.name} ({_mb(asset.size)}, a download of {_mb(asset.archive_size)}) is missing and no package index "
         f"could give it ({tried}). With a network, run: {asset.command} -- it goes on where it stopped. Without one, "
-        f"copy {asset.archive} into a folder, name that folder in AQUILA2_TUT_ARCHIVES, and run the same command."
+        f"copy {asset.archive}{by_hand} into a folder, name that folder in AQUILA2_TUT_ARCHIVES, and run the same "
+        f"command.{_HINTS[asset.origin]}"
     )
+
+
+_HINTS = {
+    "pypi": "",
+    "npm": " Only retraining the small model needs it.",
+    "debian": " Debian drops a version when the next one comes, and then only its snapshot archive has it. Only "
+    "retraining the small model needs it.",
+}
+
+
+def _places(session: "requests.Session", asset: Asset) -> list[tuple[str, Callable[[], str]]]:
+    """Where the archive may be: a name for messages, and what finds the address there or raises LookupError."""
+    if asset.origin == "debian":
+        return [("apt", functools.partial(_apt_address, asset))]
+    if asset.origin == "npm":
+        return [("npm", functools.partial(_npm_address, asset))]
+    return [(_host(index), functools.partial(_archive_url, session, index, asset)) for index in pip_indexes()]
+
+
+def _apt_address(asset: Asset) -> str:
+    """The address from which this machine's apt would get a package."""
+    text = _tool("apt-get", "--print-uris", "download", f"{asset.package}={asset.version}")
+    found = re.search(r"^'([^']+)'", text, re.MULTILINE)
+    if not found:
+        raise LookupError(f"it does not list {asset.package} {asset.version}; after `apt-get update` it may")
+    return found.group(1)
+
+
+def _npm_address(asset: Asset) -> str:
+    """The address from which this machine's npm would get a package."""
+    address = _tool("npm", "view", f"{asset.package}@{asset.version}", "dist.tarball").strip()
+    if not address:
+        raise LookupError(f"it does not list {asset.package} {asset.version}")
+    return address
+
+
+def _tool(program: str, *arguments: str) -> str:
+    """What a program of this machine prints; empty if it fails."""
+    found = shutil.which(program)
+    if not found:
+        raise LookupError(f"there is no {program} on this machine")
+    done = subprocess.run(
+        [found, *arguments], capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"}
+    )
+    return done.stdout
 
 
 def _download_checked(session: "requests.Session", url: str, asset: Asset, part: Path, progress: bool) -> None:
@@ -591,12 +644,29 @@ def _members(group: Sequence[Asset], archive: Path) -> Iterator[tuple[Asset, IO[
         if asset.member == WHOLE:
             with archive.open("rb") as stream:
                 yield asset, stream
+        elif WHOLE in asset.member:
+            yield wanted.pop(asset.member), _matching(archive, asset.member)
     if wanted:
         opener = _zip_members if group[0].archive.endswith((".whl", ".zip")) else _tar_members
         for member, stream in opener(archive, set(wanted)):
             yield wanted.pop(member), stream
     for asset in wanted.values():
         raise AssetError(f"{asset.archive} holds no {asset.member}: the manifest entry {asset.name} is wrong")
+
+
+def _matching(archive: Path, pattern: str) -> IO[bytes]:
+    """All members of a tar.gz that match, as a zip whose bytes depend on nothing but theirs."""
+    with tarfile.open(archive, "r:gz") as box:
+        found = [entry for entry in box if entry.isfile() and fnmatch.fnmatchcase(entry.name, pattern)]
+        contents = {entry.name: cast("IO[bytes]", box.extractfile(entry)).read() for entry in found}
+    kept = io.BytesIO()
+    with zipfile.ZipFile(kept, "w", zipfile.ZIP_STORED) as target:
+        for name in sorted(contents):
+            entry = zipfile.ZipInfo(name)
+            entry.create_system = 3  # else it says which system wrote it
+            target.writestr(entry, contents[name])
+    kept.seek(0)
+    return kept
 
 
 def _zip_members(archive: Path, wanted: set[str]) -> Iterator[tuple[str, IO[bytes]]]:

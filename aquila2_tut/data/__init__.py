@@ -1,13 +1,21 @@
 """Data: the texts that models and vocabularies are trained and measured on, and the batches made of them."""
 
-from aquila2_tut.data.corpora import DataError, dialogues, parallel_sentences
+from aquila2_tut.data.corpora import SOURCES, Document, Source, dialogues, documents, parallel_sentences
 from aquila2_tut.data.packing import Row, collate, length_batches, pack_best_fit, pack_stream, padding_share
+from aquila2_tut.data.readers import DataError
+from aquila2_tut.data.splits import aligned_pairs, corpus
 
 __all__ = [
+    "SOURCES",
     "DataError",
+    "Document",
     "Row",
+    "Source",
+    "aligned_pairs",
     "collate",
+    "corpus",
     "dialogues",
+    "documents",
     "length_batches",
     "pack_best_fit",
     "pack_stream",

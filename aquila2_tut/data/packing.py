@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .corpora import DataError
+from .readers import DataError
 
 IGNORED = -100  # a label that takes no part in the loss, as in torch's cross_entropy
 Sample = Mapping[str, Sequence[int]]
