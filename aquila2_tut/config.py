@@ -212,6 +212,19 @@ _JUNE_2024 = {
     "bos_token_id": 143717,
     "eos_token_id": 143718,
 }
+_NANO = _shape(
+    256,
+    768,
+    8,
+    4,
+    2,
+    vocab_size=8192,
+    max_position_embeddings=512,
+    tie_word_embeddings=True,
+    bos_token_id=8190,
+    eos_token_id=8191,
+    dtype="bfloat16",
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "Aquila2-7B": _7B,
@@ -242,6 +255,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         pad_token_id=2,
         dtype="float32",
     ),
+    "Aquila2-Nano": _NANO,
+    "Aquila2-Nano-Chat": _NANO,
 }
 
 

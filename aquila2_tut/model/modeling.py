@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,6 +21,9 @@ from .cache import growing_cache
 from .documents import Documents
 from .layers import DecoderLayer, Linear, RMSNorm, packed_for_decoding
 from .rope import rotary_tables
+
+
+HeadLoss = Callable[[nn.Module, Tensor, Tensor, "int | Tensor | None"], Tensor]
 
 
 class ModelError(ValueError):
@@ -226,6 +230,7 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         document_ids: Tensor | None = None,
+        head_loss: HeadLoss | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Scores the next token at every position.
@@ -235,6 +240,8 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
             logits_to_keep: score only the last so many positions (0: all), or those of the given indices.
             document_ids: as in `Aquila2Model.forward`. The loss does not look at them: set the label of each
                 document's first token to -100, or it is predicted from the document before.
+            head_loss: computes the loss from the head, hidden (N, C), labels (N,) and `num_items_in_batch`. No logits
+                are made then, and they come back as None. See `aquila2_tut.train.loss`.
             kwargs: what `Aquila2Model.forward` takes besides, and `num_items_in_batch` for the loss.
 
         Returns:
@@ -253,6 +260,10 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         hidden = out.last_hidden_state if isinstance(keep, int) else out.last_hidden_state[:, keep]
+        if labels is not None and head_loss is not None:
+            shifted = F.pad(labels[:, 1:], (0, 1), value=-100).flatten().to(hidden.device)
+            loss = head_loss(self.lm_head, hidden.flatten(0, 1), shifted, kwargs.get("num_items_in_batch"))
+            return CausalLMOutputWithPast(loss=loss)
         logits = self.lm_head(hidden)
         loss = None
         if labels is not None:

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from aquila2_tut.tokenizer.aquila import AQUILA_CONTROL, AQUILA_ROLES
 from aquila2_tut.tokenizer.bpe import TokenizerError, repair
 
 LONGEST_SENTENCE = 1 << 24  # bytes; SentencePiece's own limit of 4,192 leaves longer ones out, silently
@@ -146,3 +147,34 @@ def _train_sentencepiece(name: str, texts: Iterable[str], vocab_size: int, *, mo
         why = f"their characters and the bytes alone are {least.group(1)}" if least else str(error)
         raise TokenizerError(f"SentencePiece cannot learn {vocab_size} tokens from these texts: {why}") from error
     return wrap_sentencepiece(name, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+
+
+def train_aquila_like(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A vocabulary laid out as Aquila's: <|endoftext|> first, what was learned, the eight control tokens last.
+
+    Args:
+        texts: the training texts.
+        vocab_size: tokens in all, V; fewer if the texts do not have as many.
+
+    Returns:
+        What ``save`` writes as the tokenizer.json that `load_tokenizer` opens.
+
+    Raises:
+        TokenizerError: `vocab_size` is below 265, the 256 bytes and the control tokens.
+    """
+    least = 256 + 1 + len(AQUILA_CONTROL)
+    if vocab_size < least:
+        raise TokenizerError(f"a vocabulary of {vocab_size} tokens cannot hold bytes and control tokens: {least} can")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(AQUILA_CONTROL),
+        special_tokens=[AQUILA_ROLES["pad"]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(map(repair, texts), trainer)
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in AQUILA_CONTROL])
+    return backend

@@ -1,0 +1,67 @@
+"""Folders that are there as a whole or not at all, so that no run is ever taken up from half a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = ".unfinished-"  # begins the name of a folder that is being written
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Gives a folder to write into, which becomes `target` at the end of the block.
+
+    Until then it has another name, so a run that is killed leaves nothing that looks complete. Everything is on the
+    disk before the name changes, for a machine that loses its power.
+
+    Args:
+        target: the folder to make; one that is there already is replaced.
+    """
+    staging = target.with_name(UNFINISHED + target.name)
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    yield staging
+    for file in [*staging.rglob("*"), staging]:
+        _to_disk(file)
+    _replace(staging, target)
+    _to_disk(target.parent)
+
+
+def _replace(staging: Path, target: Path) -> None:
+    """Puts a folder in another's place; a folder cannot be replaced in one step unless it is empty."""
+    old = target.with_name(UNFINISHED + "old-" + target.name)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first: folders `checkpoint-STEP`."""
+    found = [(int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Removes what a run that was killed has left half written."""
+    for left in folder.glob(UNFINISHED + "*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")

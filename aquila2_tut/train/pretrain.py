@@ -1,0 +1,272 @@
+"""Pretraining from texts to a checkpoint: vocabulary, rows, run, model. The command `aquila2-tut pretrain`.
+
+Each stage leaves its result in the output folder, whole or not at all, and a later run takes up what is there. So the
+command may be killed at any moment and is simply given again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast, TrainingArguments
+
+from ..config import PRESETS, Aquila2Config
+from ..data import Row, corpus, pack_stream
+from ..model import Aquila2ForCausalLM
+from ..tokenizer.aquila import encode_batch, load_tokenizer
+from ..tokenizer.train import train_aquila_like
+from .checkpoints import written_whole
+from .errors import TrainError
+from .trainer import Aquila2Trainer
+
+RECIPES = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is pretrained; the fields of a file in `recipes`, which says what each is for.
+
+    Args:
+        model: a preset, or the fields of an `Aquila2Config`.
+        vocab_size: tokens of the vocabulary to learn.
+        length: tokens a row.
+        sources: a corpus source -> how often its texts come in every round; or of paths of one's own texts.
+        steps, batch_size, learning_rate, final_share, schedule, warmup, weight_decay, betas, clip, precision, seed,
+            save_every: as in `aquila2_tut.train.loop.Settings`.
+    """
+
+    model: str | dict[str, Any] = "Aquila2-Nano"
+    vocab_size: int = 8192
+    length: int = 512
+    sources: dict[str, int] = field(default_factory=dict)
+    steps: int = 100
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    final_share: float = 0.05
+    schedule: str = "cosine"
+    warmup: int = 10
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    precision: str = "bfloat16"
+    seed: int = 42
+    save_every: int = 100
+
+
+def load_recipe(name_or_file: str | Path, **changes: Any) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        name_or_file: the name of a file in `recipes`, or a path.
+        changes: fields to set otherwise.
+
+    Raises:
+        TrainError: no such recipe, no YAML, or a field that is unknown or of the wrong type.
+    """
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    file = known.get(str(name_or_file), Path(name_or_file))
+    if not file.is_file():
+        raise TrainError(f"no recipe {name_or_file}: neither a file nor one of {', '.join(known)}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TrainError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise TrainError(f"{file}: a recipe is a list of `field: value` lines")
+    return Recipe(**_checked({**content, **changes}, file))
+
+
+def _checked(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Every field known and of the type of its default."""
+    for name, value in content.items():
+        fields = {f.name: f for f in dataclasses.fields(Recipe)}
+        if name not in fields:
+            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(fields)}")
+        default = getattr(Recipe(), name)
+        if name == "betas":
+            content = {**content, name: tuple(value) if isinstance(value, list) else value}
+        elif name != "model" and (isinstance(value, bool) or not isinstance(value, type(default) | _also(default))):
+            raise TrainError(f"{file}: {name} must be of type {type(default).__name__}, not {value!r}")
+    return content
+
+
+def _also(default: Any) -> type:
+    return int if isinstance(default, float) else type(default)
+
+
+# --- from texts to rows ----------------------------------------------------------------------------------------------
+
+
+def training_texts(recipe: Recipe, split: str = "train") -> Iterator[str]:
+    """The texts of a recipe, each as often as it says; paths are read as they are given, one text a file or line."""
+    for source, times in recipe.sources.items():
+        texts = _own_texts(Path(source)) if Path(source).exists() else (d.text for d in corpus(split, [source]))
+        for text in texts:
+            yield from [text] * times
+
+
+def _own_texts(file: Path) -> Iterator[str]:
+    """The texts of a .txt file (one), of a .jsonl file (field "text"), or of a folder of them."""
+    if file.is_dir():
+        for inner in sorted(file.rglob("*.txt")) + sorted(file.rglob("*.jsonl")):
+            yield from _own_texts(inner)
+    elif file.suffix == ".jsonl":
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _text_field(line, f"{file}, line {number}")
+    else:
+        try:
+            yield file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TrainError(f"{file}: not UTF-8 at byte {error.start}: convert it first") from error
+
+
+def _text_field(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TrainError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise TrainError(f'{where}: an object with a string "text" is expected')
+    return value["text"]
+
+
+def make_tokenizer(recipe: Recipe, folder: Path) -> PreTrainedTokenizerFast:
+    """Learns the vocabulary, or opens it where an earlier run has left it in `folder`."""
+    if not (folder / "tokenizer.json").is_file():
+        once = dataclasses.replace(recipe, sources=dict.fromkeys(recipe.sources, 1))
+        backend = train_aquila_like(training_texts(once), recipe.vocab_size)
+        with written_whole(folder) as place:
+            backend.save(str(place / "tokenizer.json"))
+    return load_tokenizer(folder)
+
+
+def make_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[Row]:
+    """Encodes and packs the texts, in an order of chance; or opens what an earlier run has left in `folder`."""
+    if not (folder / "rows.npz").is_file():
+        texts = list(training_texts(recipe))
+        order = np.random.default_rng(recipe.seed).permutation(len(texts))
+        rows = list(pack_stream(encode_texts(tokenizer, (texts[i] for i in order)), recipe.length))
+        rows = [row for row in rows if len(row.input_ids) == recipe.length]
+        if not rows:
+            raise TrainError(f"the texts do not fill one row of {recipe.length} tokens: give more text, or shorten it")
+        with written_whole(folder) as place:
+            np.savez(place / "rows.npz", **{name: np.stack(x) for name, x in zip(Row._fields, zip(*rows))})
+    with np.load(folder / "rows.npz", allow_pickle=False) as kept:
+        return [Row(*row) for row in zip(*(kept[name] for name in Row._fields), strict=True)]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Documents as the model sees them in pretraining: [CLS], the text, </s>."""
+    for ids in encode_batch(tokenizer, list(texts)):
+        yield [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Aquila2Config:
+    """The shape of the model, with the vocabulary that was really learned."""
+    shape = PRESETS[recipe.model] if isinstance(recipe.model, str) else recipe.model
+    ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return Aquila2Config(**{**shape, **ids, "vocab_size": len(tokenizer), "dtype": "float32"})
+
+
+def arguments(recipe: Recipe, folder: Path, **changes: Any) -> TrainingArguments:
+    """A recipe in the terms of transformers."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
+    plain = {
+        "output_dir": str(folder),
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "warmup_steps": recipe.warmup,
+        "weight_decay": recipe.weight_decay,
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "max_grad_norm": recipe.clip,
+        "bf16": recipe.precision == "bfloat16",
+        "seed": recipe.seed,
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "report_to": "tensorboard",
+        "include_num_input_tokens_seen": "all",
+        "use_cpu": not torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+        "remove_unused_columns": False,
+        **_schedule(recipe),
+    }
+    return TrainingArguments(**{**plain, **changes})
+
+
+def _schedule(recipe: Recipe) -> dict[str, Any]:
+    if recipe.schedule == "cosine":
+        share = {"min_lr_rate": recipe.final_share}
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": share}
+    if recipe.schedule == "linear":
+        return {"lr_scheduler_type": "linear"}
+    raise TrainError(f"schedule: {recipe.schedule!r} is neither cosine nor linear")
+
+
+def pretrain(recipe: Recipe, folder: Path) -> Path:
+    """Trains a model from nothing, or goes on where an earlier call with the same folder was stopped.
+
+    Args:
+        recipe: see `load_recipe`.
+        folder: gets `tokenizer`, `rows`, `checkpoint-...`, `logs`, and at the end `model`.
+
+    Returns:
+        The folder of the model, which `AutoLoader` opens.
+
+    Raises:
+        TrainError: the folder belongs to another recipe, or the texts are unusable.
+        AssetError: texts of the recipe have not been fetched.
+    """
+    _claim(folder, recipe)
+    tokenizer = make_tokenizer(recipe, folder / "tokenizer")
+    rows = make_rows(recipe, tokenizer, folder / "rows")
+    torch.manual_seed(recipe.seed)
+    model = Aquila2ForCausalLM(model_config(recipe, tokenizer))
+    trainer = Aquila2Trainer(model, arguments(recipe, folder), rows)
+    trainer.resume_or_train()
+    return save_model(model, folder / "tokenizer", folder / "model", log=trainer.state.log_history)
+
+
+def _claim(folder: Path, recipe: Recipe) -> None:
+    """A folder belongs to one recipe; a run with another would mix two."""
+    content = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    file = folder / "recipe.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        changed = [name for name in content if content[name] != before.get(name)]
+        if changed:
+            name = changed[0]
+            raise TrainError(
+                f"{folder} holds a run with {name}={before.get(name)!r}, not {content[name]!r}: a run goes on with the "
+                "recipe it began with. Give that, or another folder"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / "recipe.json.new"
+    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(fresh, file)
+
+
+def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: list[dict[str, float]]) -> Path:
+    """Writes a model in bfloat16 with its tokenizer and the log of its training: what is shipped."""
+    with written_whole(target) as place:
+        model.to(torch.bfloat16).save_pretrained(place)
+        (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
+        (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
+    return target

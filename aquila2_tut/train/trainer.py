@@ -1,0 +1,154 @@
+"""The production path: transformers' Trainer, with what it lacks for these models.
+
+The loss never holds all logits, a checkpoint is there as a whole or not at all, a run goes on by itself where it was
+stopped, with the same data in the same order and the same dice, and the progress bar speaks of tokens. Several GPUs,
+FSDP, DeepSpeed and everything else is transformers' own.
+
+None of the ways to spread a run over several GPUs has been run here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..data.packing import Row, Sample, collate
+from .checkpoints import checkpoints, forget_unfinished, written_whole
+from .errors import TrainError
+from .loss import causal_loss
+
+
+class Aquila2Trainer(Trainer):
+    """transformers' Trainer with the chunked loss and whole checkpoints.
+
+    Args:
+        model: an `Aquila2ForCausalLM`, or one that peft has wrapped.
+        args: transformers' own arguments.
+        rows: packed rows or samples, see `aquila2_tut.data.packing`.
+        options: whatever else Trainer takes.
+    """
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, rows: Sequence[Row | Sample], **options: Any) -> None:
+        pad = getattr(model.config, "pad_token_id", None) or 0
+        super().__init__(
+            model, args, train_dataset=rows, data_collator=lambda items: collate(items, pad), **options
+        )
+        self._staging: Path | None = None
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(Progress(args.disable_tqdm))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The mean over the labelled tokens of all batches of a step; no logits."""
+        loss = causal_loss(model, inputs, num_items_in_batch)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def resume_or_train(self) -> None:
+        """Trains; goes on from the last checkpoint in `output_dir` if there is one.
+
+        Raises:
+            TrainError: the loss became something that is not a number.
+        """
+        folder = Path(self.args.output_dir)
+        if self.args.should_save:
+            forget_unfinished(folder)
+        found = checkpoints(folder)
+        self.train(resume_from_checkpoint=str(found[-1]) if found else None)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(super()._get_output_dir(trial))
+        target = folder / f"checkpoint-{self.state.global_step}"
+        if not self.args.should_save:  # another process of this machine does the moving
+            return super()._save_checkpoint(model, trial)
+        with written_whole(target) as place:
+            self._staging = place
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = None
+            for file in (place / target.name).iterdir():
+                os.replace(file, place / file.name)
+            (place / target.name).rmdir()
+        rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
+        return None
+
+
+class Progress(TrainerCallback):
+    """A progress bar with the loss, tokens per second and the time left; lines instead where stderr is no terminal.
+
+    Args:
+        silent: shows nothing.
+        every: seconds between two lines.
+    """
+
+    def __init__(self, silent: bool = False, every: float = 30.0) -> None:
+        self.silent, self.every, self.bar = silent, every, None
+        self.loss, self.seen, self.begun, self.said = math.nan, 0, 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by Trainer."""
+        self.begun = self.said = time.monotonic()
+        self.first, self.seen = state.global_step, state.num_input_tokens_seen
+        if not self.silent and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by Trainer."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+            self.bar.set_postfix_str(self._figures(state), refresh=False)
+        elif not self.silent and time.monotonic() - self.said > self.every:
+            self.said = time.monotonic()
+            left = (state.max_steps - state.global_step) / max(1e-9, self._rate(state.global_step - self.first))
+            line = f"step {state.global_step}/{state.max_steps}  {self._figures(state)}  {_clock(left)} left"
+            print(line, file=sys.stderr, flush=True)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kw: Any
+    ) -> None:
+        """Called by Trainer."""
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by Trainer."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _rate(self, amount: float) -> float:
+        return amount / max(1e-9, time.monotonic() - self.begun)
+
+    def _figures(self, state: TrainerState) -> str:
+        tokens = self._rate(state.num_input_tokens_seen - self.seen)
+        return f"loss {float(self.loss):.3f}  {tokens:,.0f} tokens/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
