@@ -6,6 +6,7 @@ small ones that the chapters open: the first says the same thing twice, the seco
 
 from __future__ import annotations
 
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ def _libreoffice(language: str) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for page, paragraphs in help_pages(language):
         lines = [text for _, text in paragraphs if letters.search(text)]
+        lines = [line for line, _ in itertools.groupby(lines)]  # an icon and its name say the same
         fresh = [line for line in lines if len(line) < _SENTENCE[language] or line not in seen]
         seen.update(lines)
         if any(len(line) >= _SENTENCE[language] for line in fresh):

@@ -332,7 +332,7 @@ def poem(title: str, author: str, paragraphs: Iterable[str]) -> str | None:
     words = rest if regex.search(r"[，。？！；：]", rest) else ""
     text = words + "".join(line.strip() for line in paragraphs)
     text = regex.sub(r'"([^"]*)"', r"“\1”", text).translate(_PUNCTUATION)
-    text = regex.sub(r"([，。？！；：、])。+", r"\1", text)
+    text = regex.sub(r"([，。？！；：、）])。+", r"\1", text)
     lines = regex.findall(r"[^。？！]+[。？！]*[”’）」]*", text)
     head = (tune if words else title).translate(_PUNCTUATION).strip()
     if (
