@@ -446,8 +446,8 @@ def test_wrong_archive_in_the_named_folder_is_refused(cache, tmp_path, monkeypat
 
 DEB = replace(
     MODEL, name="pages", package="pages", version="4:2.0-1", archive="pages_2.0-1_all.deb", member="*", origin="debian",
-    filename="pages_2.0-1_all.deb", sha256=digest(SDIST), size=len(SDIST), archive_sha256=digest(SDIST),
-    archive_size=len(SDIST), book=False,
+    filename="pages_2.0-1_all.deb", sha256=digest(WHEEL), size=len(WHEEL), archive_sha256=digest(WHEEL),
+    archive_size=len(WHEEL), book=False,
 )  # fmt: skip
 
 
@@ -493,19 +493,19 @@ def tools(tmp_path, monkeypatch):
 class TestOtherOrigins:
     def test_a_debian_package_comes_from_where_apt_gets_it(self, index, tools, monkeypatch):
         monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
-        index.files[DEB.archive] = SDIST
+        index.files[DEB.archive] = WHEEL
         address = f"{index.url.removesuffix('/simple')}/files/{DEB.archive}"
-        diary = tools("apt-get", f"'{address}' pages_4%3a2.0-1_all.deb {len(SDIST)} SHA256:0")
-        assert assets.fetch("pages").read_bytes() == SDIST
+        diary = tools("apt-get", f"'{address}' pages_4%3a2.0-1_all.deb {len(WHEEL)} SHA256:0")
+        assert assets.fetch("pages").read_bytes() == WHEEL
         assert diary.read_text() == "--print-uris download pages=4:2.0-1"
         assert left_over(DEB) == set()
 
     def test_a_cut_download_goes_on(self, index, tools, monkeypatch):
         monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
-        index.files[DEB.archive] = SDIST
-        index.cut_after = 3000
+        index.files[DEB.archive] = WHEEL
+        index.cut_after = 300_000
         tools("apt-get", f"'{index.url.removesuffix('/simple')}/files/{DEB.archive}' x 1")
-        assert assets.fetch("pages").read_bytes() == SDIST
+        assert assets.fetch("pages").read_bytes() == WHEEL
         assert index.downloads[0] is None
         assert re.fullmatch(r"bytes=\d+-", index.downloads[1])
 
@@ -540,8 +540,8 @@ class TestOtherOrigins:
     ):
         monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
         monkeypatch.setenv("AQUILA2_TUT_ARCHIVES", str(tmp_path))
-        (tmp_path / name).write_bytes(SDIST)
-        assert assets.fetch("pages").read_bytes() == SDIST
+        (tmp_path / name).write_bytes(WHEEL)
+        assert assets.fetch("pages").read_bytes() == WHEEL
 
     def test_a_plain_fetch_leaves_them_alone(self, index, monkeypatch):
         monkeypatch.setitem(assets.MANIFEST, "pages", DEB)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -23,12 +24,13 @@ import regex
 
 from aquila2_tut import assets
 from aquila2_tut.data.corpora import SOURCES, Document, documents, help_pages, jupyterlab_pairs, source_named
-from aquila2_tut.data.readers import DataError
+from aquila2_tut.data.readers import DataError, Paragraph
 
 SPLITS = ("train", "held-out")
 HELD_OUT = 0.05  # share of the documents
 NEAR = 0.8  # Jaccard similarity of the shingles from which two documents are near duplicates
 _PERMUTATIONS = 128
+_Pages = dict[str, list[Paragraph]]  # by path
 _RULES = 2  # goes up with every change that may change which documents are dropped
 
 
@@ -85,23 +87,26 @@ def aligned_pairs(split: str) -> list[tuple[str, str]]:
         AssetError: an asset has not been fetched yet.
     """
     _check(split)
+    pages = {language: dict(help_pages(language)) for language in ("en", "zh")}
+    messages = list(jupyterlab_pairs())
     home: dict[str, str] = {}
-    pairs = dict.fromkeys(
-        pair for pair, place in _all_pairs() if home.setdefault(pair[0], place) and home.setdefault(pair[1], place)
-    )
-    return [pair for pair in pairs if home[pair[0]] == home[pair[1]] == split]
+    for page, paragraphs in [*pages["en"].items(), *pages["zh"].items()]:
+        for paragraph in paragraphs:
+            home.setdefault(paragraph.text, split_of("libreoffice-zh", page))
+    for id, pairs in messages:
+        for sentence in itertools.chain(*pairs):
+            home.setdefault(sentence, split_of("jupyterlab-zh", id))
+    found = itertools.chain(_help_pairs(pages["en"], pages["zh"]), *(pairs for _, pairs in messages))
+    return [pair for pair in dict.fromkeys(found) if home[pair[0]] == home[pair[1]] == split]
 
 
-def _all_pairs() -> Iterator[tuple[tuple[str, str], str]]:
-    """(pair, split of the document that it is in)."""
-    english = {page: {name: text for name, text in found if name} for page, found in help_pages("en")}
-    for page, paragraphs in help_pages("zh"):
-        for name, chinese in paragraphs:
-            original = english.get(page, {}).get(name)
-            if original and original != chinese and regex.search(r"\p{Han}", chinese):
-                yield (original, chinese), split_of("libreoffice-zh", page)
-    for id, pairs in jupyterlab_pairs():
-        yield from ((pair, split_of("jupyterlab-zh", id)) for pair in pairs)
+def _help_pairs(english: _Pages, chinese: _Pages) -> Iterator[tuple[str, str]]:
+    """Paragraphs of the same page with the same id, if they were translated."""
+    for page, paragraphs in chinese.items():
+        originals = {name: text for name, text in english.get(page, []) if name}
+        for name, text in paragraphs:
+            if name in originals and text != originals[name] and regex.search(r"\p{Han}", text):
+                yield originals[name], text
 
 
 # --- duplicates ------------------------------------------------------------------------------------------------------
