@@ -47,6 +47,7 @@ CHUNK = 1 << 16
 RETRIES = 5
 RETRY_PAUSE = 1.0
 TIMEOUT = (15.0, 60.0)
+TOOL_TIMEOUT = 120
 WHOLE = "*"  # the member of an asset that is its archive
 JSON_INDEX = "application/vnd.pypi.simple.v1+json"
 
@@ -324,13 +325,20 @@ def _local_archive(asset: Asset) -> Path | None:
     chosen = os.environ.get("AQUILA2_TUT_ARCHIVES")
     if chosen and not Path(chosen).expanduser().is_dir():
         raise AssetError(f"AQUILA2_TUT_ARCHIVES names {chosen}, which is not a folder. Correct it or unset it.")
-    archive = Path(chosen or "").expanduser() / asset.archive
-    if chosen and archive.is_file():
-        _check_archive(asset, archive)
-        return archive
+    for archive in [Path(chosen).expanduser() / name for name in _archive_names(asset)] if chosen else []:
+        if archive.is_file():
+            _check_archive(asset, archive)
+            return archive
     folders = [Path(_local(link)) for link in _words(_pip_settings().get("find-links")) if _local(link)]
     found = [folder / asset.archive for folder in folders if (folder / asset.archive).is_file()]
     return next((archive for archive in found if _sha256(archive) == asset.archive_sha256), None)
+
+
+def _archive_names(asset: Asset) -> list[str]:
+    """How an archive may be called: apt writes the epoch of a version ("4:7.4.7-1") into the name, Debian does not."""
+    epoch, colon, rest = asset.version.partition(":")
+    with_epoch = asset.archive.replace(f"_{rest}_", f"_{epoch}%3a{rest}_") if colon else asset.archive
+    return list(dict.fromkeys([asset.archive, with_epoch]))
 
 
 def _check_archive(asset: Asset, archive: Path) -> None:
@@ -408,9 +416,13 @@ def _tool(program: str, *arguments: str) -> str:
     found = shutil.which(program)
     if not found:
         raise LookupError(f"there is no {program} on this machine")
-    done = subprocess.run(
-        [found, *arguments], capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"}
-    )
+    plain = os.environ | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            [found, *arguments], capture_output=True, text=True, env=plain, timeout=TOOL_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LookupError(f"{program} did not answer in {TOOL_TIMEOUT} s") from error
     return done.stdout
 
 
@@ -762,7 +774,7 @@ def _parser() -> argparse.ArgumentParser:
 def _list(arguments: argparse.Namespace) -> int:
     rows = [("NAME", "STATE", "SIZE", "LICENCE", "FROM", "WHAT FOR")]
     for asset in MANIFEST.values():
-        origin = f"{asset.package} {asset.version}"
+        origin = f"{asset.package} {asset.version} ({asset.origin})"
         rows.append((asset.name, _state(asset), _mb(asset.size), asset.licence, origin, asset.purpose))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

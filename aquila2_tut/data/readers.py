@@ -313,6 +313,7 @@ def help_topics() -> Iterator[tuple[str, str]]:
 # What a sound poem is written with. Anything else (□ for a lost character, kana and Cyrillic where a conversion of
 # encodings went wrong) is damage.
 _SOUND = regex.compile(r"[\p{Han}〇，。、；：？！…《》“”‘’（）「」・·\n]+")
+_HEAD = regex.compile(r"[\p{Han}〇・·、，/（）]+")
 _PUNCTUATION = str.maketrans("()[]〔〕［］,;:?!．", "（）（）（）（），；：？！。")
 
 
@@ -332,15 +333,10 @@ def poem(title: str, author: str, paragraphs: Iterable[str]) -> str | None:
     words = rest if regex.search(r"[，。？！；：]", rest) else ""
     text = words + "".join(line.strip() for line in paragraphs)
     text = regex.sub(r'"([^"]*)"', r"“\1”", text).translate(_PUNCTUATION)
-    text = regex.sub(r"([，。？！；：、])。+", r"\1", text)
+    text = regex.sub(r"([，。？！；：、）])。+", r"\1", text)
     lines = regex.findall(r"[^。？！]+[。？！]*[”’）」]*", text)
     head = (tune if words else title).translate(_PUNCTUATION).strip()
-    if (
-        not lines
-        or not head
-        or not _SOUND.fullmatch("".join(lines))
-        or not regex.fullmatch(r"[\p{Han}〇・·、，/（）]+", head)
-    ):
+    if not (lines and _HEAD.fullmatch(head) and _SOUND.fullmatch("".join(lines))):
         return None
     return "\n".join([f"{head.replace('・', '·')}　{author.strip()}", *lines])
 

@@ -7,7 +7,9 @@ part in other words, or a measurement on it measures memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -21,14 +23,15 @@ from typing import Any
 import regex
 
 from aquila2_tut import assets
-from aquila2_tut.data.corpora import SOURCES, Document, documents, help_pages, jupyterlab_pairs
-from aquila2_tut.data.readers import DataError
+from aquila2_tut.data.corpora import SOURCES, Document, documents, help_pages, jupyterlab_pairs, source_named
+from aquila2_tut.data.readers import DataError, Paragraph
 
 SPLITS = ("train", "held-out")
 HELD_OUT = 0.05  # share of the documents
 NEAR = 0.8  # Jaccard similarity of the shingles from which two documents are near duplicates
 _PERMUTATIONS = 128
-_RULES = 1  # goes up with every change that may change which documents are dropped
+_Pages = dict[str, list[Paragraph]]  # by path
+_RULES = 2  # goes up with every change that may change which documents are dropped
 
 
 def split_of(source: str, id: str) -> str:
@@ -38,7 +41,7 @@ def split_of(source: str, id: str) -> str:
         source: a key of `SOURCES`.
         id: the document's id.
     """
-    family = SOURCES[source].family
+    family = source_named(source).family
     digest = hashlib.blake2b(f"{family}/{id}".encode(), digest_size=8).digest()
     return "held-out" if int.from_bytes(digest, "big") < HELD_OUT * 2**64 else "train"
 
@@ -48,26 +51,30 @@ def corpus(split: str, sources: Iterable[str] | None = None) -> Iterator[Documen
 
     Args:
         split: "train" or "held-out".
-        sources: keys of `SOURCES`; None takes all. Duplicates are looked for in all sources either way.
+        sources: keys of `SOURCES`; None takes all.
 
     Raises:
         DataError: there is no such split or source.
         AssetError: an asset has not been fetched yet.
     """
+    _check(split)
+    for source in SOURCES if sources is None else sources:
+        dropped = duplicates(source)
+        for document in documents(source):
+            if split_of(source, document.id) == split and document.id not in dropped:
+                yield document
+
+
+def _check(split: str) -> None:
     if split not in SPLITS:
         raise DataError(f"there is no split {split!r}; known: {', '.join(SPLITS)}")
-    chosen = list(SOURCES) if sources is None else list(sources)
-    if unknown := [name for name in chosen if name not in SOURCES]:
-        raise DataError(f"there is no source {unknown[0]!r}; known: {', '.join(SOURCES)}")
-    dropped = duplicates()
-    for source in chosen:
-        for document in documents(source):
-            if split_of(source, document.id) == split and document.id not in dropped[source]:
-                yield document
 
 
 def aligned_pairs(split: str) -> list[tuple[str, str]]:
     """Sentences that say the same in English and Chinese, out of the documents of one split.
+
+    A sentence belongs to the page that says it first, as in `documents`. So no sentence of one split, in either
+    language, is among the pairs of the other.
 
     Args:
         split: "train" or "held-out".
@@ -79,88 +86,94 @@ def aligned_pairs(split: str) -> list[tuple[str, str]]:
         DataError: there is no such split.
         AssetError: an asset has not been fetched yet.
     """
-    if split not in SPLITS:
-        raise DataError(f"there is no split {split!r}; known: {', '.join(SPLITS)}")
-    first: dict[tuple[str, str], str] = {}
-    for source, id, pair in _all_pairs():
-        # A sentence that training has seen anywhere is not held out.
-        if first.get(pair) != "train":
-            first[pair] = split_of(source, id)
-    return [pair for pair, place in first.items() if place == split]
+    _check(split)
+    pages = {language: dict(help_pages(language)) for language in ("en", "zh")}
+    messages = list(jupyterlab_pairs())
+    home: dict[str, str] = {}
+    for page, paragraphs in [*pages["en"].items(), *pages["zh"].items()]:
+        for paragraph in paragraphs:
+            home.setdefault(paragraph.text, split_of("libreoffice-zh", page))
+    for id, pairs in messages:
+        for sentence in itertools.chain(*pairs):
+            home.setdefault(sentence, split_of("jupyterlab-zh", id))
+    found = itertools.chain(_help_pairs(pages["en"], pages["zh"]), *(pairs for _, pairs in messages))
+    return [pair for pair in dict.fromkeys(found) if home[pair[0]] == home[pair[1]] == split]
 
 
-def _all_pairs() -> Iterator[tuple[str, str, tuple[str, str]]]:
-    """(source, id of the document, pair)."""
-    english = {page: {name: text for name, text in found if name} for page, found in help_pages("en")}
-    for page, paragraphs in help_pages("zh"):
-        for name, chinese in paragraphs:
-            original = english.get(page, {}).get(name)
-            if original and original != chinese and regex.search(r"\p{Han}", chinese):
-                yield "libreoffice-zh", page, (original, chinese)
-    for id, pairs in jupyterlab_pairs():
-        yield from (("jupyterlab-zh", id, pair) for pair in pairs)
+def _help_pairs(english: _Pages, chinese: _Pages) -> Iterator[tuple[str, str]]:
+    """Paragraphs of the same page with the same id, if they were translated."""
+    for page, paragraphs in chinese.items():
+        originals = {name: text for name, text in english.get(page, []) if name}
+        for name, text in paragraphs:
+            if name in originals and text != originals[name] and regex.search(r"\p{Han}", text):
+                yield originals[name], text
 
 
 # --- duplicates ------------------------------------------------------------------------------------------------------
 
 
-def duplicates() -> dict[str, dict[str, str]]:
-    """The documents that `corpus` leaves out. Finding them takes a minute or two; the answer is kept in the cache.
+def duplicates(source: str) -> dict[str, str]:
+    """The documents that `corpus` leaves out because another one of their source says the same.
+
+    The sources have nothing in common that would make it worth while to compare them with each other, and each can be
+    used without the others. Finding the duplicates takes up to ten seconds; the answer is kept in the cache.
+
+    Args:
+        source: a key of `SOURCES`.
 
     Returns:
-        source -> id -> "exact" or "near"
+        id -> "exact" or "near"
 
     Raises:
+        DataError: there is no such source.
         AssetError: an asset has not been fetched yet.
     """
-    file = assets.home() / "corpora" / f"duplicates-{_fingerprint()}.json"
+    file = assets.home() / "corpora" / f"duplicates-{source}-{_fingerprint(source)}.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = find_duplicates(document for source in SOURCES for document in documents(source))
-    complete = {source: found.get(source, {}) for source in SOURCES}
-    _keep(file, complete)
-    return complete
+        dropped = find_duplicates(documents(source))
+    _keep(file, dropped)
+    return dropped
 
 
-def _fingerprint() -> str:
+def _fingerprint(source: str) -> str:
     """Changes with whatever may change the documents: assets, Python's own docs, the rules."""
-    for source in SOURCES.values():
-        for name in source.assets:
-            assets.path(name)
-    sums = [assets.lookup(name).sha256 for source in SOURCES.values() for name in source.assets]
-    said = json.dumps([_RULES, HELD_OUT, NEAR, _PERMUTATIONS, platform.python_version(), list(SOURCES), sums])
+    sums = [assets.lookup(name).sha256 for name in source_named(source).assets]
+    said = json.dumps([_RULES, HELD_OUT, NEAR, _PERMUTATIONS, platform.python_version(), sums])
     return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
 def _keep(file: Path, value: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(value, stream)
-    os.replace(name, file)
+    # A cache that cannot be written still serves: the same is found again each time.
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".new-")
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            json.dump(value, stream)
+        os.replace(name, file)
 
 
-def find_duplicates(found: Iterable[Document]) -> dict[str, dict[str, str]]:
+def find_duplicates(found: Iterable[Document]) -> dict[str, str]:
     """Documents that repeat another one: of each group, the first that is for training stays.
 
     Args:
-        found: documents; ids are unique in their source.
+        found: documents of one source.
 
     Returns:
-        source -> id -> "exact" or "near"; sources without duplicates are not in it.
+        id -> "exact" or "near"
     """
-    every = sorted(found, key=lambda document: split_of(document.source, document.id) != "train")
-    dropped: dict[str, dict[str, str]] = {}
-    exact: set[bytes] = set()
+    training_first = sorted(found, key=lambda document: split_of(document.source, document.id) != "train")
+    dropped: dict[str, str] = {}
+    exact: set[str] = set()
     near = _NearIndex()
-    for document in every:
+    for document in training_first:
         words = normal(document.text)
-        digest = hashlib.blake2b(words.encode(), digest_size=16).digest()
-        verdict = "exact" if digest in exact else "near" if near.has_or_add(words, document.language) else None
-        exact.add(digest)
-        if verdict:
-            dropped.setdefault(document.source, {})[document.id] = verdict
+        if words in exact:
+            dropped[document.id] = "exact"
+        elif near.has_or_add(words, document.language):
+            dropped[document.id] = "near"
+        exact.add(words)
     return dropped
 
 
@@ -188,8 +201,10 @@ class _NearIndex:
     """Remembers documents and tells whether a new one is near to any of them."""
 
     def __init__(self) -> None:
-        from datasketch import MinHashLSH
-
+        try:
+            from datasketch import MinHashLSH
+        except ImportError as error:
+            raise DataError("duplicates are found with datasketch: pip install 'aquila2-tut[train]'") from error
         self._lsh = MinHashLSH(threshold=NEAR - 0.1, num_perm=_PERMUTATIONS)
         self._words: dict[int, tuple[str, str]] = {}
 
