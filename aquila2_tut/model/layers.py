@@ -56,6 +56,21 @@ def _for_onednn(x: Tensor) -> bool:
     return x.is_cpu and type(x) in (Tensor, nn.Parameter) and torch.backends.mkldnn.enabled and _onednn_linear_works()
 
 
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """x W^T where no gradient is wanted: by oneDNN if both are float32 on a CPU, which is twice as fast.
+
+    Args:
+        x: (..., in).
+        w: (out, in); a transposed view will do.
+
+    Returns:
+        (..., out).
+    """
+    if x.dtype == w.dtype == torch.float32 and x.numel() and _for_onednn(x):  # oneDNN knows no empty product
+        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+    return F.linear(x, w)
+
+
 class Linear(nn.Linear):
     """x W^T, without a bias.
 
@@ -70,13 +85,11 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         w = self.weight
-        if torch.is_grad_enabled() or x.dtype != w.dtype or not _for_onednn(x):
+        if torch.is_grad_enabled() or x.dtype != w.dtype:
             return F.linear(x, w)
-        if x.dtype == torch.float32:
-            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
         packed = self.__dict__.get("packed")
-        if packed is None or x.numel() != x.shape[-1]:
-            return F.linear(x, w)
+        if packed is None or x.numel() != x.shape[-1] or not _for_onednn(x):
+            return product(x, w)
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
