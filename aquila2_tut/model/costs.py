@@ -111,9 +111,10 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        # By reference, not by address: the tensors of a rehearsal have none.
+        given = {StorageWeakRef(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)):
-            if storage.data_ptr() not in given:  # a view, or an operation in place, takes nothing new
+            if StorageWeakRef(storage) not in given:  # a view, or an operation in place, takes nothing new
                 self._alive[StorageWeakRef(storage)] = storage.nbytes()
         self._alive = {storage: size for storage, size in self._alive.items() if not storage.expired()}
         self.peak = max(self.peak, sum(self._alive.values()))

@@ -68,7 +68,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     Returns:
         (..., out).
     """
-    if x.dtype == w.dtype == torch.float32 and _for_onednn(x):
+    if x.dtype == w.dtype == torch.float32 and x.numel() and _for_onednn(x):  # oneDNN knows no empty product
         return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     return F.linear(x, w)
 
@@ -106,7 +106,7 @@ class Linear(nn.Linear):
         w = self.weight
         packed = self.__dict__.get("packed")
         if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-            by_hand = x.dtype == w.dtype == torch.float32 and _for_onednn(x)
+            by_hand = x.dtype == w.dtype == torch.float32 and x.numel() and _for_onednn(x)
             return _OneDNNLinear.apply(x, w) if by_hand else F.linear(x, w)
         if packed is None or x.numel() != x.shape[-1] or x.dtype != w.dtype or not _for_onednn(x):
             return product(x, w)

@@ -24,11 +24,12 @@ from ..model.layers import Linear, product
 from .errors import TrainError
 
 # Bytes of a chunk's logits in float32. A CPU is as fast with few tokens at a time; a GPU wants more work at once.
-_CPU_CHUNK, _GPU_CHUNK = 1 << 25, 1 << 28
+_CPU_CHUNK, _GPU_CHUNK = 1 << 26, 1 << 28
+_VOCABULARY_ROWS = 1 << 12  # of the head's gradient, added to at a time
 
 
 class _Job(NamedTuple):
-    """What to compute from: hidden (N, C), weight (V, C), labels (N,), the places of those that count, and in which type."""
+    """What to compute from: hidden (N, C), weight (V, C), labels (N,), the places of those that count; and in what."""
 
     hidden: Tensor
     weight: Tensor
@@ -147,14 +148,26 @@ def _loss_and_gradients(job: _Job, wanted: tuple[bool, ...]) -> tuple[Tensor, tu
     for_hidden = torch.zeros_like(job.hidden) if wanted[0] else None
     for_weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
     for tokens in job.chunks():
-        x = job.hidden[tokens].to(job.dtype)
-        losses, errors = _losses_and_errors(product(x, weight), job.labels[tokens])
-        loss += losses.sum()
-        if for_hidden is not None:
-            for_hidden[tokens] = product(errors, weight.t()).to(for_hidden.dtype)
-        if for_weight is not None:
-            _add_product(for_weight, errors, x)
+        loss += _chunk(job, weight, tokens, for_hidden, for_weight)
     return loss, (for_hidden, for_weight)
+
+
+def _chunk(job: _Job, weight: Tensor, tokens: Tensor, for_hidden: Tensor | None, for_weight: Tensor | None) -> Tensor:
+    """The summed loss of some tokens; adds their part to the gradients. Its tables end with it, before the next chunk.
+
+    Args:
+        job: what to compute.
+        weight: (V, C) in the type of the products.
+        tokens: (n,) places.
+        for_hidden, for_weight: (N, C) and (V, C), or None where no gradient is wanted.
+    """
+    x = job.hidden[tokens].to(job.dtype)
+    losses, errors = _losses_and_errors(product(x, weight), job.labels[tokens])
+    if for_hidden is not None:
+        for_hidden[tokens] = product(errors, weight.t()).to(for_hidden.dtype)
+    if for_weight is not None:
+        _add_product(for_weight, errors, x)
+    return losses.sum()
 
 
 def _losses_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,16 +188,14 @@ def _losses_and_errors(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _add_product(to: Tensor, errors: Tensor, x: Tensor) -> None:
-    """to += errors^T x, a few thousand rows of the vocabulary at a time, as the product needs a place of its own.
+    """to += errors^T x, some rows of the vocabulary at a time, as the product needs a place of its own.
 
     Args:
         to: (V, C) in float32, also where the product is in half precision: sums of many chunks would lose too much.
         errors: (n, V).
         x: (n, C).
     """
-    budget = (_CPU_CHUNK if to.is_cpu else _GPU_CHUNK) // 8
-    at_once = max(1, budget // (4 * to.shape[1]))
-    for rows, part in zip(to.split(at_once), errors.split(at_once, dim=1), strict=True):
+    for rows, part in zip(to.split(_VOCABULARY_ROWS), errors.split(_VOCABULARY_ROWS, dim=1), strict=True):
         rows += product(part.t(), x.t())
 
 
