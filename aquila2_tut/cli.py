@@ -40,6 +40,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "stats_held_out": "held out",
         "stats_exact": "duplicates",
         "stats_near": "near-duplicates",
+        "pretrain": "train a small model from nothing; given again, it goes on where it was stopped",
+        "preset": "a recipe's name, or a .yaml file (default: nano)",
+        "out": "the folder of the run (default: runs/NAME)",
+        "own_text": 'texts of your own instead of the recipe\'s: .txt, .jsonl with a field "text", or folders',
+        "steps": "how often the weights move",
+        "batch_size": "rows a step",
+        "run_seed": "the same seed gives the same run",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -84,6 +91,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "stats_held_out": "留出集",
         "stats_exact": "重复",
         "stats_near": "近似重复",
+        "pretrain": "从零训练一个小模型；中断后重新执行同一命令即可接着训练",
+        "preset": "配方名称或 .yaml 文件（默认 nano）",
+        "out": "存放本次训练的文件夹（默认 runs/名称）",
+        "own_text": '改用自己的文本：.txt、带 "text" 字段的 .jsonl，或文件夹',
+        "steps": "更新权重的步数",
+        "batch_size": "每步多少行",
+        "run_seed": "种子相同，训练过程就相同",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -221,6 +235,14 @@ def _data_fetch(rest: list[str], text: dict[str, str]) -> int:
 
 
 DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"stats": _data_stats, "fetch": _data_fetch}
+
+
+def _pretrain(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.train import pretrain
+
+    with _told_errors() as outcome:
+        outcome[0] = pretrain.run_cli(rest, text)
+    return outcome[0]
 
 
 # --- chat ---
@@ -412,7 +434,12 @@ def _answer_lines(session: Session) -> None:
             session.answer(line.strip())
 
 
-COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat, "data": _data}
+COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
+    "assets": _assets,
+    "chat": _chat,
+    "data": _data,
+    "pretrain": _pretrain,
+}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from .documents import Documents
 from .layers import DecoderLayer, Linear, RMSNorm, packed_for_decoding
 from .rope import rotary_tables
 
-
 HeadLoss = Callable[[nn.Module, Tensor, Tensor, "int | Tensor | None"], Tensor]
 
 

@@ -6,10 +6,11 @@ command may be killed at any moment and is simply given again.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,20 +88,15 @@ def load_recipe(name_or_file: str | Path, **changes: Any) -> Recipe:
 
 def _checked(content: dict[str, Any], file: Path) -> dict[str, Any]:
     """Every field known and of the type of its default."""
+    known, good = dataclasses.asdict(Recipe()), {}
     for name, value in content.items():
-        fields = {f.name: f for f in dataclasses.fields(Recipe)}
-        if name not in fields:
-            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(fields)}")
-        default = getattr(Recipe(), name)
-        if name == "betas":
-            content = {**content, name: tuple(value) if isinstance(value, list) else value}
-        elif name != "model" and (isinstance(value, bool) or not isinstance(value, type(default) | _also(default))):
-            raise TrainError(f"{file}: {name} must be of type {type(default).__name__}, not {value!r}")
-    return content
-
-
-def _also(default: Any) -> type:
-    return int if isinstance(default, float) else type(default)
+        if name not in known:
+            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(known)}")
+        good[name] = tuple(value) if isinstance(value, list) else value
+        kinds = {float: (int, float), str: (str, dict)}.get(type(known[name]), (type(known[name]),))
+        if isinstance(value, bool) or not isinstance(good[name], kinds):
+            raise TrainError(f"{file}: {name} must be of type {type(known[name]).__name__}, not {value!r}")
+    return good
 
 
 # --- from texts to rows ----------------------------------------------------------------------------------------------
@@ -160,7 +156,10 @@ def make_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) 
         if not rows:
             raise TrainError(f"the texts do not fill one row of {recipe.length} tokens: give more text, or shorten it")
         with written_whole(folder) as place:
-            np.savez(place / "rows.npz", **{name: np.stack(x) for name, x in zip(Row._fields, zip(*rows))})
+            np.savez(
+                place / "rows.npz",
+                **{name: np.stack(x) for name, x in zip(Row._fields, zip(*rows, strict=True), strict=True)},
+            )
     with np.load(folder / "rows.npz", allow_pickle=False) as kept:
         return [Row(*row) for row in zip(*(kept[name] for name in Row._fields), strict=True)]
 
@@ -270,3 +269,44 @@ def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: li
         (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
         (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
     return target
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run_cli(argv: Sequence[str], text: dict[str, str]) -> int:
+    """The command ``aquila2-tut pretrain``.
+
+    Args:
+        argv: what follows ``pretrain`` on the command line.
+        text: the messages in the reader's language.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        TrainError: see `load_recipe` and `pretrain`.
+    """
+    options = _parser(text).parse_args(argv)
+    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "seed") if getattr(options, name)}
+    if options.text:
+        missing = [path for path in options.text if not Path(path).exists()]
+        if missing:
+            raise TrainError(f"{missing[0]}: there is no such file or folder")
+        changes["sources"] = dict.fromkeys(options.text, 1)
+    recipe = load_recipe(options.preset, **changes)
+    print(pretrain(recipe, Path(options.out or f"runs/{Path(options.preset).stem}")))
+    return 0
+
+
+def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aquila2-tut pretrain", description=text["pretrain"], add_help=False)
+    parser.add_argument("--preset", default="nano", metavar="NAME", help=text["preset"])
+    parser.add_argument("--out", metavar="DIR", help=text["out"])
+    parser.add_argument("--text", nargs="+", metavar="PATH", help=text["own_text"])
+    parser.add_argument("--steps", type=int, metavar="N", help=text["steps"])
+    parser.add_argument("--batch-size", type=int, metavar="N", help=text["batch_size"])
+    parser.add_argument("--seed", type=int, metavar="N", help=text["run_seed"])
+    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
+    parser.add_argument("--lang", metavar="LANG", help=text["lang"])  # the caller has chosen the text by it already
+    return parser

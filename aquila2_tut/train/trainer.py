@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,7 +25,6 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.packing import Row, Sample, collate
 from .checkpoints import checkpoints, forget_unfinished, written_whole
-from .errors import TrainError
 from .loss import causal_loss
 
 
@@ -42,9 +40,7 @@ class Aquila2Trainer(Trainer):
 
     def __init__(self, model: nn.Module, args: TrainingArguments, rows: Sequence[Row | Sample], **options: Any) -> None:
         pad = getattr(model.config, "pad_token_id", None) or 0
-        super().__init__(
-            model, args, train_dataset=rows, data_collator=lambda items: collate(items, pad), **options
-        )
+        super().__init__(model, args, train_dataset=rows, data_collator=lambda items: collate(items, pad), **options)
         self._staging: Path | None = None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -115,9 +111,7 @@ class Progress(TrainerCallback):
         if not self.silent and sys.stderr.isatty():
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by Trainer."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
