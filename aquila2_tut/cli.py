@@ -27,6 +27,17 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
         "assets": "list, fetch and verify the files that the book needs",
         "chat": "talk to a model in the terminal",
+        "data": "look at the data: tasks",
+        "data_action": "one of these; `aquila2-tut data ACTION --help` tells its options:",
+        "data_tasks": "print instances of a task that generates itself",
+        "task": "one of those below",
+        "task_language": "language of the questions (default: en)",
+        "task_split": "train, test, or all without a split (default: train)",
+        "task_n": "how many (default: 5)",
+        "task_seed": "other dice (default: 0)",
+        "task_cot": "answers that explain themselves first",
+        "task_jsonl": "one conversation a line, in the format of the training files",
+        "task_file": "poems, or English sentences each with its translation below: blocks with an empty line between",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -58,6 +69,17 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
         "assets": "列出、下载、校验本书所需的文件",
         "chat": "在终端里与模型对话",
+        "data": "查看数据：tasks",
+        "data_action": "可用的操作如下，用 `aquila2-tut data 操作 --help` 查看各自的选项：",
+        "data_tasks": "输出自动生成的任务题目",
+        "task": "任务名称，见下方列表",
+        "task_language": "题目所用的语言（默认 en）",
+        "task_split": "train 为训练集，test 为测试集，all 为不作划分（默认 train）",
+        "task_n": "题目数量（默认 5）",
+        "task_seed": "随机种子，不同的种子给出不同的题目（默认 0）",
+        "task_cot": "答案之前先写出推理过程",
+        "task_jsonl": "每行一段对话，与训练文件格式相同",
+        "task_file": "诗词，或英文句子及其下一行的译文；各段之间空一行",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -159,6 +181,20 @@ def _assets(rest: list[str], text: dict[str, str]) -> int:
     from aquila2_tut import assets
 
     return assets.run_cli(rest)
+
+
+def _data(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import tasks_cli
+
+    actions: dict[str, Callable[[list[str], dict[str, str]], int]] = {"tasks": tasks_cli.run_tasks}
+    parser = argparse.ArgumentParser(prog=f"{PROGRAM} data", description=text["data_action"], add_help=False)
+    _add_common(parser, text)
+    parser.add_argument("action", choices=actions, help=" | ".join(actions))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(rest)
+    with _told_errors() as outcome:
+        outcome[0] = actions[arguments.action](arguments.rest, text)
+    return outcome[0]
 
 
 # --- chat ---
@@ -350,7 +386,7 @@ def _answer_lines(session: Session) -> None:
             session.answer(line.strip())
 
 
-COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat}
+COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat, "data": _data}
 
 
 if __name__ == "__main__":
