@@ -1,7 +1,8 @@
 """Tasks that generate themselves: deduction, induction, kinship, arithmetic, translation, the next line.
 
-A world is thrown with dice, its key (what it holds, in no language and no order) says whether it belongs to training or test,
-and it is told in English or Chinese. So the two sides have no story in common, whatever the seed, the order or the language.
+A world is thrown with dice; its key (what it holds, in no language and no order) says whether it belongs to training
+or test; and it is told in English or Chinese. So the two sides have no story in common, whatever the seed, the order or
+the language.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from aquila2_tut.data.tasks_words import BETWEEN, WORDS, Told, plain
 SPLITS = ("train", "test", "all")
 ONE_IN = 8  # of how many worlds one is for the test
 
-ANSWER = {"en": r"(?i)\banswer is:?\s*(.+?)\.?\s*(?:\n|$)", "zh": r"答案[是为：:]+\s*(.+?)。?\s*(?:\n|$)"}
+ANSWER = {"en": r"(?i)\banswer is:?\s*(.+?)(?:\.\s|\.?$|\n)", "zh": r"答案[是为：:]+\s*(.+?)(?:。|$|\n)"}
 SINGULAR = {many: one for one, many, *_ in WORDS["species"]}
 SYNONYMS: dict[str, str] = WORDS["synonyms"]
 
@@ -102,7 +103,7 @@ def generate(
         language: "en" or "zh", of the question.
         split: "train", "test" (one world in eight), or "all" for material that has been split before.
         seed: other dice. No seed of "train" ever gives a world of "test".
-        material: for translations (English, Chinese) pairs, None for JupyterLab's; for next-line the lines of each poem.
+        material: for translations (English, Chinese) pairs, None for JupyterLab's; for next-line each poem's lines.
 
     Raises:
         DataError: an unknown name, material where none is used, or no poems.
@@ -158,8 +159,8 @@ def extract_answer(text: str, language: str) -> str:
 def is_correct(instance: Instance, output: str) -> bool:
     """Whether a model's output gives the answer.
 
-    A number counts if it is the last one said. Elsewhere the answer must stand alone, but for case, punctuation, an article, a
-    plural, or a synonym such as 祖父 for 爷爷.
+    A number counts if it is the last one said. Elsewhere the answer must stand alone, but for case, punctuation,
+    an article, a plural, or a synonym such as 祖父 for 爷爷.
     """
     if not instance.reasoning:
         return pairs.bare(output.strip()) == pairs.bare(instance.answer)

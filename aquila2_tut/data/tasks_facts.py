@@ -1,10 +1,10 @@
 """Three small worlds that are told in a few sentences: who is afraid of whom, who has which colour, who has how many.
 
-Each has a function that throws the dice for a world, one that says what the world holds whatever the language and the order
-(its key, by which training and test are told apart), and one that tells it.
+Each has a function that throws the dice for a world, one that says what the world holds whatever the language and the
+order (its key, by which training and test are told apart), and one that tells it.
 
-Source: deduction and induction are tasks 15 and 16 of Weston et al. 2015, arXiv 1502.05698, after their description there;
-the words and sentences are our own.
+Source: deduction and induction are tasks 15 and 16 of Weston et al. 2015, arXiv 1502.05698, after their description
+there; the words and sentences are our own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Kinship: from two to four steps ("Adam's father is Ben. Ben's brother is Carl.") to what one is to another ("uncle").
 
-Chinese tells relatives apart more finely than English: older and younger, the father's side and the mother's. So a relation is
-its Chinese term here, of which the English one follows. A chain of steps is taken only where the term follows from what is said:
-the father's son could be Adam himself, and which of two cousins is older nobody says.
+Chinese tells relatives apart more finely than English: older and younger, the father's side and the mother's. So a
+relation is its Chinese term here, of which the English one follows. A chain of steps is taken only where the term
+follows from what is said: a father's son could be a brother or Adam himself, and which of two cousins is older nobody
+says. Two names are two people, and siblings have both parents in common.
 
-Source: the task is that of Sinha et al. 2019, arXiv 1908.06177, after its description there; words, sentences and rules are our own.
+Source: the task is that of Sinha et al. 2019, arXiv 1908.06177, after its description there; words, sentences and rules
+are our own.
 """
 
 from __future__ import annotations

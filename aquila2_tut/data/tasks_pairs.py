@@ -1,11 +1,13 @@
 """Tasks out of texts that are there already: translate a sentence, say the next line of a poem.
 
-What would give an answer away stays on one side of the split: sentences that share a translation, and the lines of one poem.
+What would give an answer away stays on one side of the split: sentences that share a translation, and the lines of one
+poem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -108,7 +110,7 @@ def next_lines(dice: Random, poems: Iterable[Sequence[str]] | None) -> Iterator[
         raise DataError("the task next-line needs poems, and there are none of its own: give a list of lists of lines")
     after: dict[str, dict[str, Passage]] = {}
     for poem in sorted([line.strip() for line in poem if bare(line.strip())] for poem in poems):
-        for line, following in zip(poem, poem[1:], strict=False):
+        for line, following in pairwise(poem):
             # The first poem of the alphabet has the line, so that the order of the poems does not matter.
             after.setdefault(bare(line), {}).setdefault(bare(following), Passage(line, following, bare("".join(poem))))
     only = [passage for ways in after.values() if len(ways) == 1 for passage in ways.values()]

@@ -1,7 +1,7 @@
 """The words of the generated tasks, in both languages, and how a sentence is made of them.
 
-The word lists and sentence patterns are in ``tasks_words.json``. Whoever is told about is a number there, the same in both languages:
-so a story is written down once, without a language, and then told in one.
+The word lists and sentence patterns are in ``tasks_words.json``. Whoever is told about is a number there, the same in
+both languages: so a story is written down once, without a language, and then told in one.
 """
 
 from __future__ import annotations
