@@ -120,9 +120,8 @@ def generate(
 def _instances(task: str, language: str, split: str, seed: int, material: Material | None) -> Iterator[Instance]:
     made = TASKS[task]
     dice = Random(f"{task} {split} {seed}")
-    words = Random(
-        f"{task} {split} {seed} {language}"
-    )  # its own dice, or one language's words would move the other's worlds
+    # Dice of their own, or the words of one language would move its worlds away from the other's.
+    words = Random(f"{task} {split} {seed} {language}")
     for world in made.worlds(dice, material):
         if split in ("all", side(made.key(world))):
             told = made.tell(world, language, words)
