@@ -94,7 +94,10 @@ def solve_colours(text, language):
 SUMS = compiled(
     {
         "en": [
-            ("×", r"(?P<who>\w+) had (?P<a>\d+) \w+(?:,| with)(?: each with)? (?P<b>\d+) (?P<thing>\w+)(?: in each)?\."),
+            (
+                "×",
+                r"(?P<who>\w+) had (?P<a>\d+) \w+(?:,| with)(?: each with)? (?P<b>\d+) (?P<thing>\w+)(?: in each)?\.",
+            ),
             ("start", r"(?:At first )?(?P<who>\w+) had (?P<a>\d+) (?P<thing>\w+)\."),
             ("-", r"(?:\w+ |After that )?(?P<they>[Hh]e|[Ss]he) (?:gave|lost|sold) (?P<a>\d+)(?: to \w+)?\."),
             ("+", r"(?:\w+ |After that )?(?P<they>[Hh]e|[Ss]he) (?:bought|found|got) (?P<a>\d+) more(?: from \w+)?\."),
@@ -189,10 +192,10 @@ class Family:
     def __init__(self, facts):
         self.parent, self.sibling, self.spouse, self.older, self.sex = set(), set(), set(), set(), {}
         for a, relation, b in facts:
-            sex, kind, one, other = BASIC[CHINESE.get(relation, relation)]
+            sex, kind, first, second = BASIC[CHINESE.get(relation, relation)]
             assert self.sex.setdefault(b, sex) == sex
-            pair = (a, b) if one == "a" else (b, a)
-            getattr(self, kind).add(pair)
+            who = {"a": a, "b": b}
+            getattr(self, kind).add((who[first], who[second]))
             if relation in OLDER | YOUNGER:
                 self.older.add((b, a) if relation in OLDER else (a, b))
         self.people = {person for a, _, b in facts for person in (a, b)}
@@ -247,12 +250,13 @@ def chinese_terms(f, a):
     father, mother, wife, husband = f.parents(a, "m"), f.parents(a, "f"), f.spouses(a, "f"), f.spouses(a, "m")
     terms = {"爸爸": father, "妈妈": mother, "妻子": wife, "丈夫": husband}
     terms |= {"儿子": f.children(a, "m"), "女儿": f.children(a, "f")}
-    for term, sex, age in (("哥哥", "m", "older"), ("弟弟", "m", "younger"), ("姐姐", "f", "older"), ("妹妹", "f", "younger")):
-        terms[term] = f.siblings(a, sex, age)
+    terms |= {"哥哥": f.siblings(a, "m", "older"), "弟弟": f.siblings(a, "m", "younger")}
+    terms |= {"姐姐": f.siblings(a, "f", "older"), "妹妹": f.siblings(a, "f", "younger")}
     terms |= {"爷爷": each(father, f.parents, "m"), "奶奶": each(father, f.parents, "f")}
     terms |= {"外公": each(mother, f.parents, "m"), "外婆": each(mother, f.parents, "f")}
     terms |= {"伯伯": each(father, f.siblings, "m", "older"), "叔叔": each(father, f.siblings, "m", "younger")}
-    terms |= {"姑姑": each(father, f.siblings, "f"), "舅舅": each(mother, f.siblings, "m"), "姨妈": each(mother, f.siblings, "f")}
+    terms |= {"姑姑": each(father, f.siblings, "f"), "姨妈": each(mother, f.siblings, "f")}
+    terms["舅舅"] = each(mother, f.siblings, "m")
     for spouse, of, sex in (("伯母", "伯伯", "f"), ("婶婶", "叔叔", "f"), ("舅妈", "舅舅", "f"), ("姑父", "姑姑", "m")):
         terms[spouse] = each(terms[of], f.spouses, sex)
     terms["姨父"] = each(terms["姨妈"], f.spouses, "m")
@@ -281,10 +285,11 @@ def english_terms(f, a):
     parents, children, spouses, siblings = f.parents(a), f.children(a), f.spouses(a), f.siblings(a)
     relatives = each(parents, f.siblings)
     terms = {}
-    for sex, names in (
-        ("m", "father son brother husband grandfather grandson uncle nephew father-in-law son-in-law brother-in-law"),
-        ("f", "mother daughter sister wife grandmother granddaughter aunt niece mother-in-law daughter-in-law sister-in-law"),
-    ):
+    male = "father son brother husband grandfather grandson uncle nephew father-in-law son-in-law brother-in-law"
+    female = (
+        "mother daughter sister wife grandmother granddaughter aunt niece mother-in-law daughter-in-law sister-in-law"
+    )
+    for sex, names in (("m", male), ("f", female)):
         rows = [f.parents(a, sex), f.children(a, sex), f.siblings(a, sex), f.spouses(a, sex)]
         rows += [each(parents, f.parents, sex), each(children, f.children, sex)]
         rows += [each(parents, f.siblings, sex) | each(relatives, f.spouses, sex), each(siblings, f.children, sex)]

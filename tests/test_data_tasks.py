@@ -1,4 +1,4 @@
-"""Generated tasks: solvers that see only the text find each answer and no other, and nothing of the test is in the training."""
+"""Generated tasks: solvers that see only the text find each answer and no other; training and test share nothing."""
 
 import json
 import os
@@ -10,10 +10,21 @@ from itertools import islice
 from random import Random
 
 import pytest
+import regex
 from task_solvers import SOLVERS, animal_facts, kin_facts, singular, sum_facts
 
 from aquila2_tut import assets, cli
-from aquila2_tut.data import TASKS, DataError, Instance, extract_answer, generate, is_correct, tasks_cli, tasks_kinship
+from aquila2_tut.data import (
+    TASKS,
+    DataError,
+    Instance,
+    extract_answer,
+    generate,
+    is_correct,
+    tasks_cli,
+    tasks_facts,
+    tasks_kinship,
+)
 from aquila2_tut.data.tasks import side
 from aquila2_tut.data.tasks_pairs import bare
 from aquila2_tut.data.tasks_words import WORDS, Person
@@ -72,41 +83,44 @@ def test_each_step_of_the_reasoning_is_true(task, language):
     for instance in some(task, language, "train", 300):
         steps = re.findall(r"[^。.]+[。.]", instance.reasoning)
         assert 2 <= len(steps) <= 4
-        if task == "arithmetic":
-            results = [re.fullmatch(r"(\d+)([-+×])(\d+)=(\d+)[.。]", step.replace(" ", "")).groups() for step in steps]
-            for a, sign, b, c in results:
-                assert int(c) == {"+": int(a) + int(b), "-": int(a) - int(b), "×": int(a) * int(b)}[sign]
-            assert results[1][0] == results[0][3]
-            assert results[1][3] == instance.answer
-        elif task == "kinship":
-            story, _ = kin_facts(instance.question, language)
-            for step in steps:
-                fact, _, conclusion = re.sub("，所以|, so ", "|", step.strip(" .。")).partition("|")
-                stop = "。" if language == "zh" else "."
-                assert kin_facts(fact + stop, language)[0] <= story
-                term = re.search(r"的(\S+)$|'s (\S+)$", conclusion)
-                if term:
-                    one, other = names_in(conclusion, language)
-                    ask = f"How is {one} related to {other}?" if language == "en" else f"{one}是{other}的谁？"
-                    told = " ".join(sentences_without_question(instance.question, language)) if language == "en" else ""
-                    told = told or "".join(sentences_without_question(instance.question, language))
-                    gap = " " if language == "en" else ""
-                    assert SOLVERS["kinship"](told + gap + ask, language) == {term[1] or term[2]}
-            assert instance.answer in steps[-1]
-        else:
-            story, _ = animal_facts(instance.question, language)
-            facts, _ = animal_facts(instance.reasoning, language)
-            assert facts <= story
+        check = {"arithmetic": check_sums, "kinship": check_kinship}.get(task, check_animals)
+        check(instance, [step.strip() for step in steps])
 
 
-def names_in(conclusion, language):
-    if language == "en":
-        return re.fullmatch(r"(\w+) is (\w+)'s [\w-]+", conclusion).groups()
-    return re.fullmatch(r"(..)是(..)的.+", conclusion).groups()
+def check_animals(instance, _):
+    story, _ = animal_facts(instance.question, instance.language)
+    facts, _ = animal_facts(instance.reasoning, instance.language)
+    assert len(facts) >= 2
+    assert facts <= story
 
 
-def sentences_without_question(text, language):
-    return re.findall(r"[A-Z][^.?]*\.", text) if language == "en" else re.findall("[^。？]+。", text)
+def check_sums(instance, steps):
+    first, second = (re.fullmatch(r"(\d+)([-+×])(\d+)=(\d+)[.。]", step.replace(" ", "")).groups() for step in steps)
+    for a, sign, b, c in (first, second):
+        assert int(c) == {"+": int(a) + int(b), "-": int(a) - int(b), "×": int(a) * int(b)}[sign]
+    assert [number for _, number in sum_facts(instance.question, instance.language)] == [
+        int(number) for number in (first[0], first[2], second[2])
+    ]
+    assert (second[0], second[3]) == (first[3], instance.answer)
+
+
+def check_kinship(instance, steps):
+    """Each "so X is Y's Z" is what the solver finds when it is asked about X and Y in the same story."""
+    story, _ = kin_facts(instance.question, instance.language)
+    english = instance.language == "en"
+    told = (
+        " ".join(re.findall(r"[A-Z][^.?]*\.", instance.question)) if english else instance.question.rpartition("。")[0]
+    )
+    for number, step in enumerate(steps):
+        fact, so, conclusion = re.split("(，所以|, so )", step[:-1]) if number else (step[:-1], "", "")
+        assert kin_facts(fact + ("." if english else "。"), instance.language)[0] <= story
+        if so:
+            x, y, term = re.fullmatch(
+                r"(\w+) is (\w+)'s ([\w-]+)" if english else "(..)是(..)的(.+)", conclusion
+            ).groups()
+            asked = f"{told} Who is {x} to {y}?" if english else f"{told}。{x}是{y}的谁？"
+            assert SOLVERS["kinship"](asked, instance.language) == {term}
+    assert term == instance.answer
 
 
 # --- the split ---
@@ -150,6 +164,21 @@ def test_training_and_test_share_nothing(task):
 
 
 @pytest.mark.parametrize("task", MADE_UP)
+def test_the_same_story_in_another_order_is_on_the_same_side(task, monkeypatch):
+    """With few words the dice throw the same facts again and again, in other orders and with other questions."""
+    for name, few in (("SPECIES", 6), ("PETS", 4 if task == "babi15" else 5), ("COLOURS", 2)):
+        monkeypatch.setattr(tasks_facts, name, getattr(tasks_facts, name)[:few])
+    for name in ("men", "women"):
+        monkeypatch.setitem(WORDS, name, WORDS[name][:5])
+    train, test = (
+        [canonical(task, instance) for instance in some(task, "en", split, count)]
+        for split, count in (("train", 20_000), ("test", 10_000))
+    )
+    assert len(train) - len(set(train)) > 50, "the words are not few enough for this test to see anything"
+    assert not set(train) & set(test)
+
+
+@pytest.mark.parametrize("task", MADE_UP)
 def test_one_in_eight_is_for_the_test(task):
     made = TASKS[task]
     worlds = list(islice(made.worlds(Random(3), None), 8000))
@@ -175,7 +204,7 @@ def test_the_same_seed_gives_the_same(task):
 
 def test_the_same_on_another_day():
     """Sets are ordered by a hash that Python changes from run to run; instances must not be."""
-    command = "from aquila2_tut.cli import main; main(['data', 'tasks', '--task', 'kinship', '--split', 'test', '-n', '30'])"
+    command = "from aquila2_tut.cli import main; main('data tasks --task kinship --split test -n 30'.split())"
     shown = {
         subprocess.run(
             [sys.executable, "-c", command], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
@@ -198,14 +227,14 @@ def test_no_answer_is_a_good_guess(task, most, language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_place_in_the_story_does_not_give_the_answer_away(language):
-    """The animal that is named first as feared, and the last, are the answer no more often than a third of the time."""
+    """The animal that is feared first in the story, and the last one, are the answer in less than four of ten."""
     hits = Counter()
     for instance in some("babi15", language, "train", 2000):
         pattern = r"(?:of|fear) (\w+)\." if language == "en" else r"怕([^。？什]+)。"
         feared = re.findall(pattern, instance.question)
         hits["first"] += feared[0] == instance.answer
         hits["last"] += feared[-1] == instance.answer
-    assert max(hits.values()) < 0.5 * 2000
+    assert max(hits.values()) < 0.4 * 2000
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -225,12 +254,12 @@ def test_words_cannot_be_mistaken_for_each_other():
         names = [row[column] for name in ("pets", "men", "women") for row in WORDS[name]]
         assert len(names) == len(set(names))
     words = [row[2] for row in WORDS["species"]] + [row[1] for row in WORDS["colours"]]
+    assert len(words) == len(set(words))
     names = [row[1] for name in ("pets", "men", "women") for row in WORDS[name]]
     assert not [(one, other) for one in words for other in words + names if one != other and one in other]
     assert all(len(name) == 2 for name in names)
-    for kind in ("species", "colours", "things"):
-        for column in zip(*WORDS[kind], strict=True):
-            assert all(re.fullmatch(r"[a-z]+|\p{Han}+".replace(r"\p{Han}", "\u4e00-\u9fff").replace("|\u4e00", "|[\u4e00").replace("\u9fff+", "\u9fff]+"), word) for word in column)
+    rows = [row for kind in ("species", "colours", "things") for row in WORDS[kind]]
+    assert all(regex.fullmatch(r"[a-z]+|\p{Han}+", word) for row in rows for word in row)
 
 
 def test_synonyms_are_other_words_for_terms_that_are_used():
@@ -327,7 +356,7 @@ def test_a_translation_is_compared_without_punctuation_only():
 
 @pytest.mark.parametrize("task", ["translate-en-zh", "translate-zh-en"])
 def test_pairs_that_share_a_sentence_stay_together(task):
-    """Chains of three pairs, linked by a translation in common: each is on one side as a whole, in both directions."""
+    """Three pairs each, linked by a translation in common: each is on one side as a whole, in both directions."""
     links = [
         pair
         for n in range(300)
@@ -355,7 +384,8 @@ def test_the_order_of_the_pairs_does_not_move_them():
 
 def test_both_directions_have_the_same_pairs_on_each_side():
     forth = {instance.answer for instance in generate("translate-en-zh", "en", "test", 0, PAIRS)}
-    back = {instance.question.split("文：")[-1].split("？")[-1] for instance in generate("translate-zh-en", "zh", "test", 1, PAIRS)}
+    questions = [instance.question for instance in generate("translate-zh-en", "zh", "test", 1, PAIRS)]
+    back = {re.split("文：|？", question)[1] for question in questions}
     assert forth == back
     assert 20 < len(forth) < 90
 
@@ -375,7 +405,9 @@ def test_jupyterlab_sentences():
     sides = {}
     for split in ("train", "test"):
         instances = list(generate("translate-en-zh", "zh", split))
-        given = {bare(re.sub("^(翻译成中文：|把这句话译成中文：|这句话用中文怎么说？)", "", i.question)) for i in instances}
+        given = {
+            bare(re.sub("^(翻译成中文：|把这句话译成中文：|这句话用中文怎么说？)", "", i.question)) for i in instances
+        }
         sides[split] = (given, {bare(instance.answer) for instance in instances}, len(instances))
     assert not sides["train"][0] & sides["test"][0]
     assert not sides["train"][1] & sides["test"][1]
@@ -425,11 +457,15 @@ def test_poems_are_needed():
         next(generate("next-line", "zh", "train"))
 
 
+def command(*arguments):
+    return cli.main(["data", "tasks", *arguments])
+
+
 def test_command(capsys):
-    assert cli.main("data tasks --task babi15 --language zh --split test -n 3 --cot".split()) == 0
+    assert command("--task", "babi15", "--language", "zh", "--split", "test", "-n", "3", "--cot") == 0
     shown = capsys.readouterr().out
     assert shown.count("[babi15-zh-") == shown.count("所以答案是") == 3
-    assert cli.main("data tasks --task kinship -n 4 --jsonl --seed 9".split()) == 0
+    assert command("--task", "kinship", "-n", "4", "--jsonl", "--seed", "9") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [instance.conversation() for instance in some("kinship", "en", "train", 4, seed=9)]
 
@@ -438,16 +474,16 @@ def test_command_with_a_file(tmp_path, capsys):
     file = tmp_path / "poems.txt"
     file.write_text("\ufeff床前明月光\n疑是地上霜\n\n\n白日\x1b[2J依山尽\n黄河入海流\n", encoding="utf-8")
     assert tasks_cli.read_blocks(file) == [["床前明月光", "疑是地上霜"], ["白日\x1b[2J依山尽", "黄河入海流"]]
-    assert cli.main(["data", "tasks", "--task", "next-line", "--split", "all", "--file", str(file)]) == 0
+    assert command("--task", "next-line", "--split", "all", "--file", str(file)) == 0
     shown = capsys.readouterr().out
     assert "疑是地上霜" in shown
     assert "\x1b" not in shown
 
 
 def test_command_tells_errors_in_one_line(tmp_path, capsys):
-    assert cli.main(["data", "tasks", "--task", "next-line"]) == 2
+    assert command("--task", "next-line") == 2
     assert capsys.readouterr().err.startswith("aquila2-tut: the task next-line needs poems")
     broken = tmp_path / "poems.txt"
     broken.write_bytes(b"\xff\xfe\x00")
-    assert cli.main(["data", "tasks", "--task", "next-line", "--file", str(broken)]) == 2
+    assert command("--task", "next-line", "--file", str(broken)) == 2
     assert "poems.txt: cannot be read as UTF-8 text" in capsys.readouterr().err

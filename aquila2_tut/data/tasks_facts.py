@@ -40,12 +40,14 @@ class Fears(NamedTuple):
 
 
 def draw_fears(dice: Random) -> Fears:
-    """Three or four rules, at most one a species, and two to four animals to whom they apply."""
+    """Three or four rules, no two of or about the same species, and two to four animals to whom they apply."""
     species = dice.sample(range(len(SPECIES)), 6)
     afraid = species[: dice.randint(3, 4)]
+    feared = dice.sample(species, len(afraid))
+    while any(one == other for one, other in zip(afraid, feared, strict=True)):
+        feared = dice.sample(species, len(afraid))
     pets = dice.sample(range(len(PETS)), dice.randint(2, 4))
-    rules = [(one, dice.choice([other for other in species if other != one])) for one in afraid]
-    return Fears(rules, [(pet, dice.choice(afraid)) for pet in pets])
+    return Fears(list(zip(afraid, feared, strict=True)), [(pet, dice.choice(afraid)) for pet in pets])
 
 
 def key_of_fears(world: Fears) -> object:
