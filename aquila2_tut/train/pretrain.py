@@ -233,6 +233,8 @@ def pretrain(recipe: Recipe, folder: Path) -> Path:
         AssetError: texts of the recipe have not been fetched.
     """
     _claim(folder, recipe)
+    if (folder / "model").is_dir():
+        return folder / "model"
     tokenizer = make_tokenizer(recipe, folder / "tokenizer")
     rows = make_rows(recipe, tokenizer, folder / "rows")
     torch.manual_seed(recipe.seed)
