@@ -238,14 +238,14 @@ def chapters(lines: Iterable[str]) -> list[str]:
         heading = _CHAPTER.fullmatch(line)
         if heading or _END.fullmatch(line) or _VOLUME.fullmatch(line) or not line.strip():
             if paragraph and found:
-                found[-1].append(" ".join(paragraph))
+                found[-1].append(regex.sub(r"_([^_]+)_", r"\1", " ".join(paragraph)))
             paragraph = []
         if heading:
             found.append([line.strip().capitalize()])
         elif _END.fullmatch(line) and found and len(found[-1]) > 1:
             break
         elif line.strip() and not _VOLUME.fullmatch(line):
-            paragraph.append(regex.sub(r"_([^_]+)_", r"\1", line.strip()))
+            paragraph.append(line.strip())
     return ["\n".join(chapter) for chapter in found if len(chapter) > 1]
 
 
@@ -314,6 +314,7 @@ def help_topics() -> Iterator[tuple[str, str]]:
 # encodings went wrong) is damage.
 _SOUND = regex.compile(r"[\p{Han}〇，。、；：？！…《》“”‘’（）「」・·\n]+")
 _HEAD = regex.compile(r"[\p{Han}〇・·、，/（）]+")
+_NAME = regex.compile(r"[\p{Han}〇《》]+")
 _PUNCTUATION = str.maketrans("()[]〔〕［］,;:?!．", "（）（）（）（），；：？！。")
 
 
@@ -336,9 +337,10 @@ def poem(title: str, author: str, paragraphs: Iterable[str]) -> str | None:
     text = regex.sub(r"([，。？！；：、）])。+", r"\1", text)
     lines = regex.findall(r"[^。？！]+[。？！]*[”’）」]*", text)
     head = (tune if words else title).translate(_PUNCTUATION).strip()
-    if not (lines and _HEAD.fullmatch(head) and _SOUND.fullmatch("".join(lines))):
+    name = author.strip().rstrip("0123456789")  # a number tells two poets of one name apart
+    if not (lines and _HEAD.fullmatch(head) and _NAME.fullmatch(name) and _SOUND.fullmatch("".join(lines))):
         return None
-    return "\n".join([f"{head.replace('・', '·')}　{author.strip()}", *lines])
+    return "\n".join([f"{head.replace('・', '·')}　{name}", *lines])
 
 
 def poems(entries: Iterable[dict[str, Any]]) -> Iterator[tuple[int, str]]:
