@@ -167,9 +167,9 @@ def silent(): pass
     assert readers.docstrings(source).split("\n\n") == [
         "The module.",
         "class A\nA class.",
-        "def g()\nA coroutine.",
         "def f(self, x: int=1, *, y)\nA method.",
         "    indented\nthe end",
+        "def g()\nA coroutine.",
     ]
 
 

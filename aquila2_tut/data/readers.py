@@ -254,6 +254,9 @@ def chapters(lines: Iterable[str]) -> list[str]:
 _NOT_READ = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
 
 
+_Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
 def docstrings(source: str) -> str:
     """The docstrings of a module with the signatures they belong to. The module is read, never run.
 
@@ -261,19 +264,28 @@ def docstrings(source: str) -> str:
         source: Python source text.
 
     Returns:
-        The module's docstring, then for each documented class and function its first line and its docstring.
+        The module's docstring, then for each documented public class and function its signature and its docstring, in
+        the order of the source.
     """
-    tree, parts = ast.parse(source), []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    tree = ast.parse(source)
+    parts = [ast.get_docstring(tree) or ""]
+    for node in _definitions(tree):
         text = ast.get_docstring(node)
-        if text and not getattr(node, "name", "").startswith("_"):
-            parts.append(text.strip() if isinstance(node, ast.Module) else f"{_signature(node)}\n{text.strip()}")
-    return "\n\n".join(parts)
+        if text and not node.name.startswith("_"):
+            parts.append(f"{_signature(node)}\n{text.strip()}")
+    return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def _definitions(node: ast.AST) -> Iterator[_Definition]:
+    # Expressions are most of a tree, and no definition is inside of one.
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield child
+        if isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _definitions(child)
+
+
+def _signature(node: _Definition) -> str:
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}"
     return f"def {node.name}({ast.unparse(node.args)})"

@@ -31,7 +31,7 @@ HELD_OUT = 0.05  # share of the documents
 NEAR = 0.8  # Jaccard similarity of the shingles from which two documents are near duplicates
 _PERMUTATIONS = 128
 _Pages = dict[str, list[Paragraph]]  # by path
-_RULES = 3  # goes up with every change that may change which documents are dropped
+_RULES = 4  # goes up with every change that may change which documents are dropped
 
 
 def split_of(source: str, id: str) -> str:
