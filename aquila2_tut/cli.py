@@ -27,7 +27,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
         "assets": "list, fetch and verify the files that the book needs",
         "chat": "talk to a model in the terminal",
-        "data": "the training texts: fetch them, count them",
+        "data": "the data: fetch it, count it, look at it",
         "action": "one of these; `aquila2-tut data ACTION --help` tells its options:",
         "stats": "how much there is of each source, its licence, and whom to thank",
         "fetch": "fetch what the sources are read from; only retraining the small model needs it",
@@ -47,6 +47,15 @@ TEXTS: dict[str, dict[str, str]] = {
         "steps": "how often the weights move",
         "batch_size": "rows a step",
         "run_seed": "the same seed gives the same run",
+        "tasks": "print instances of a task that generates itself",
+        "task": "one of those below",
+        "task_language": "language of the questions (default: en)",
+        "task_split": "train, test, or all without a split (default: train)",
+        "task_n": "how many (default: 5)",
+        "task_seed": "other dice (default: 0)",
+        "task_cot": "answers that explain themselves first",
+        "task_jsonl": "one conversation a line, in the format of the training files",
+        "task_file": "poems, or English sentences each with its translation below: blocks with an empty line between",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -78,7 +87,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
         "assets": "列出、下载、校验本书所需的文件",
         "chat": "在终端里与模型对话",
-        "data": "训练语料：下载与统计",
+        "data": "数据：下载、统计、查看",
         "action": "可用的操作如下，用 `aquila2-tut data 操作 --help` 查看各自的选项：",
         "stats": "各来源的数量、许可证与致谢",
         "fetch": "下载各来源所需的文件；只有重新训练小模型时才用得到",
@@ -98,6 +107,15 @@ TEXTS: dict[str, dict[str, str]] = {
         "steps": "更新权重的步数",
         "batch_size": "每步多少行",
         "run_seed": "种子相同，训练过程就相同",
+        "tasks": "输出自动生成的任务题目",
+        "task": "任务名称，见下方列表",
+        "task_language": "题目所用的语言（默认 en）",
+        "task_split": "train 为训练集，test 为测试集，all 为不作划分（默认 train）",
+        "task_n": "题目数量（默认 5）",
+        "task_seed": "随机种子，不同的种子给出不同的题目（默认 0）",
+        "task_cot": "答案之前先写出推理过程",
+        "task_jsonl": "每行一段对话，与训练文件格式相同",
+        "task_file": "诗词，或英文句子及其下一行的译文；各段之间空一行",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -242,6 +260,18 @@ def _pretrain(rest: list[str], text: dict[str, str]) -> int:
 
     with _told_errors() as outcome:
         outcome[0] = pretrain.run_cli(rest, text)
+
+
+def _data(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import tasks_cli
+
+    actions: dict[str, Callable[[list[str], dict[str, str]], int]] = {"tasks": tasks_cli.run_tasks}
+    _add_common(parser, text)
+    parser.add_argument("action", choices=actions, help=" | ".join(actions))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(rest)
+    with _told_errors() as outcome:
+        outcome[0] = actions[arguments.action](arguments.rest, text)
     return outcome[0]
 
 

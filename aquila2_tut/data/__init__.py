@@ -4,11 +4,14 @@ from aquila2_tut.data.corpora import SOURCES, Document, Source, dialogues, docum
 from aquila2_tut.data.packing import Row, collate, length_batches, pack_best_fit, pack_stream, padding_share
 from aquila2_tut.data.readers import DataError
 from aquila2_tut.data.splits import aligned_pairs, corpus
+from aquila2_tut.data.tasks import TASKS, Instance, extract_answer, generate, is_correct
 
 __all__ = [
     "SOURCES",
+    "TASKS",
     "DataError",
     "Document",
+    "Instance",
     "Row",
     "Source",
     "aligned_pairs",
@@ -16,6 +19,9 @@ __all__ = [
     "corpus",
     "dialogues",
     "documents",
+    "extract_answer",
+    "generate",
+    "is_correct",
     "length_batches",
     "pack_best_fit",
     "pack_stream",
