@@ -40,13 +40,6 @@ TEXTS: dict[str, dict[str, str]] = {
         "stats_held_out": "held out",
         "stats_exact": "duplicates",
         "stats_near": "near-duplicates",
-        "pretrain": "train a small model from nothing; given again, it goes on where it was stopped",
-        "preset": "a recipe's name, or a .yaml file (default: nano)",
-        "out": "the folder of the run (default: runs/NAME)",
-        "own_text": 'texts of your own instead of the recipe\'s: .txt, .jsonl with a field "text", or folders',
-        "steps": "how often the weights move",
-        "batch_size": "rows a step",
-        "run_seed": "the same seed gives the same run",
         "tasks": "print instances of a task that generates itself",
         "task": "one of those below",
         "task_language": "language of the questions (default: en)",
@@ -56,6 +49,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "task_cot": "answers that explain themselves first",
         "task_jsonl": "one conversation a line, in the format of the training files",
         "task_file": "poems, or English sentences each with its translation below: blocks with an empty line between",
+        "pretrain": "train a small model from nothing; given again, it goes on where it was stopped",
+        "preset": "a recipe's name, or a .yaml file (default: nano)",
+        "out": "the folder of the run (default: runs/NAME)",
+        "own_text": 'texts of your own instead of the recipe\'s: .txt, .jsonl with a field "text", or folders',
+        "steps": "how often the weights move",
+        "batch_size": "rows a step",
+        "run_seed": "the same seed gives the same run",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -100,13 +100,6 @@ TEXTS: dict[str, dict[str, str]] = {
         "stats_held_out": "留出集",
         "stats_exact": "重复",
         "stats_near": "近似重复",
-        "pretrain": "从零训练一个小模型；中断后重新执行同一命令即可接着训练",
-        "preset": "配方名称或 .yaml 文件（默认 nano）",
-        "out": "存放本次训练的文件夹（默认 runs/名称）",
-        "own_text": '改用自己的文本：.txt、带 "text" 字段的 .jsonl，或文件夹',
-        "steps": "更新权重的步数",
-        "batch_size": "每步多少行",
-        "run_seed": "种子相同，训练过程就相同",
         "tasks": "输出自动生成的任务题目",
         "task": "任务名称，见下方列表",
         "task_language": "题目所用的语言（默认 en）",
@@ -116,6 +109,13 @@ TEXTS: dict[str, dict[str, str]] = {
         "task_cot": "答案之前先写出推理过程",
         "task_jsonl": "每行一段对话，与训练文件格式相同",
         "task_file": "诗词，或英文句子及其下一行的译文；各段之间空一行",
+        "pretrain": "从零训练一个小模型；中断后重新执行同一命令即可接着训练",
+        "preset": "配方名称或 .yaml 文件（默认 nano）",
+        "out": "存放本次训练的文件夹（默认 runs/名称）",
+        "own_text": '改用自己的文本：.txt、带 "text" 字段的 .jsonl，或文件夹',
+        "steps": "更新权重的步数",
+        "batch_size": "每步多少行",
+        "run_seed": "种子相同，训练过程就相同",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -252,7 +252,17 @@ def _data_fetch(rest: list[str], text: dict[str, str]) -> int:
     return stats.run_fetch(rest, text)
 
 
-DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"stats": _data_stats, "fetch": _data_fetch}
+def _data_tasks(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import tasks_cli
+
+    return tasks_cli.run_tasks(rest, text)
+
+
+DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
+    "stats": _data_stats,
+    "fetch": _data_fetch,
+    "tasks": _data_tasks,
+}
 
 
 def _pretrain(rest: list[str], text: dict[str, str]) -> int:
@@ -260,18 +270,6 @@ def _pretrain(rest: list[str], text: dict[str, str]) -> int:
 
     with _told_errors() as outcome:
         outcome[0] = pretrain.run_cli(rest, text)
-
-
-def _data(rest: list[str], text: dict[str, str]) -> int:
-    from aquila2_tut.data import tasks_cli
-
-    actions: dict[str, Callable[[list[str], dict[str, str]], int]] = {"tasks": tasks_cli.run_tasks}
-    _add_common(parser, text)
-    parser.add_argument("action", choices=actions, help=" | ".join(actions))
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(rest)
-    with _told_errors() as outcome:
-        outcome[0] = actions[arguments.action](arguments.rest, text)
     return outcome[0]
 
 
