@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+
+from aquila2_tut.terminal import printable
 
 PROGRAM = "aquila2-tut"
 FAILED, INTERRUPTED = 2, 130
@@ -82,9 +83,6 @@ TEXTS: dict[str, dict[str, str]] = {
         "bye": "再见。",
     },
 }
-
-# What a terminal obeys (C0 except newline and tab, DEL, C1), and the marks that turn the direction of writing around.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -233,11 +231,6 @@ def is_ours(error: Exception) -> bool:
 def error_line(error: Exception) -> str:
     """An error in one line, safe to print."""
     return f"{PROGRAM}: " + " ".join(printable(str(error)).split())
-
-
-def printable(piece: str) -> str:
-    """Text without the characters that would steer the terminal: a model's answer must not move its cursor."""
-    return UNSAFE.sub("", piece)
 
 
 @dataclass
