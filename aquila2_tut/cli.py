@@ -28,6 +28,21 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
         "assets": "list, fetch and verify the files that the book needs",
         "chat": "talk to a model in the terminal",
+        "data": "the training texts: check files of conversations, see what is learned from them",
+        "tag": "en",
+        "action": "one of these; `aquila2-tut data ACTION --help` tells its options:",
+        "check": "tell all that is wrong with files of conversations; the exit status is 1 if there is an error",
+        "check_files": "a .json list, or a .jsonl file with one conversation a line",
+        "check_summary": "{file}: samples {samples:,}, good {good:,}; errors {error:,}, notes {note:,}",
+        "show": "show what is learned from a file of conversations: coloured, or between « »",
+        "show_file": "a .json or .jsonl file of conversations",
+        "show_model": "the model whose tokenizer and template are used (default: SmolLM2-135M)",
+        "show_max_length": "tokens after which a conversation is cut off (default: none)",
+        "show_count": "how many conversations to show (default: 3)",
+        "show_sample": "--- {id} ---",
+        "show_report": "samples {samples:,}, tokens {tokens:,}, of these learned {trained_tokens:,} ({share}); "
+        "tokens of the longest sample {longest:,}",
+        "show_lost": "Places where something is lost: {count:,}",
         "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
         "model_dir": "the folder that holds checkpoint folders",
         "device": "auto, cpu, cuda, cuda:0, mps",
@@ -59,6 +74,21 @@ TEXTS: dict[str, dict[str, str]] = {
         "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
         "assets": "列出、下载、校验本书所需的文件",
         "chat": "在终端里与模型对话",
+        "data": "训练语料：检查对话文件，查看模型从中学什么",
+        "tag": "zh",
+        "action": "可用的操作如下，用 `aquila2-tut data 操作 --help` 查看各自的选项：",
+        "check": "检查对话文件，列出全部问题；有错误时退出状态为 1",
+        "check_files": ".json 列表文件，或每行一段对话的 .jsonl 文件",
+        "check_summary": "{file}：共 {samples:,} 个样本，可用 {good:,} 个；错误 {error:,} 处，提示 {note:,} 处",
+        "show": "查看模型从对话文件里学什么：用颜色标出，或放在 « » 之间",
+        "show_file": "存放对话的 .json 或 .jsonl 文件",
+        "show_model": "使用哪个模型的分词器和模板（默认 SmolLM2-135M）",
+        "show_max_length": "超过多少词元就截断（默认不截断）",
+        "show_count": "显示几段对话（默认 3）",
+        "show_sample": "--- {id} ---",
+        "show_report": "{samples:,} 个样本，{tokens:,} 个词元，其中 {trained_tokens:,} 个要学（{share}）；"
+        "最长的样本有 {longest:,} 个词元",
+        "show_lost": "有 {count:,} 处内容无法使用：",
         "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
         "model_dir": "存放各检查点文件夹的目录",
         "device": "auto、cpu、cuda、cuda:0、mps",
@@ -157,6 +187,41 @@ def _assets(rest: list[str], text: dict[str, str]) -> int:
     from aquila2_tut import assets
 
     return assets.run_cli(rest)
+
+
+# --- data ---
+
+
+def _data(rest: list[str], text: dict[str, str]) -> int:
+    listing = "\n".join(f"  {name:8}{text[name]}" for name in DATA_COMMANDS)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} data",
+        description=f"{text['data']}\n\n{text['action']}\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    _add_common(parser, text)
+    parser.add_argument("action", choices=DATA_COMMANDS, metavar="ACTION", help=" | ".join(DATA_COMMANDS))
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(rest)
+    with _told_errors() as outcome:
+        outcome[0] = DATA_COMMANDS[arguments.action](arguments.rest, text)
+    return outcome[0]
+
+
+def _data_check(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import commands
+
+    return commands.run_check(rest, text)
+
+
+def _data_show(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import commands
+
+    return commands.run_show(rest, text)
+
+
+DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"check": _data_check, "show": _data_show}
 
 
 # --- chat ---
@@ -343,7 +408,7 @@ def _answer_lines(session: Session) -> None:
             session.answer(line.strip())
 
 
-COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat}
+COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {"assets": _assets, "chat": _chat, "data": _data}
 
 
 if __name__ == "__main__":
