@@ -352,7 +352,7 @@ def test_a_pipe_is_read(tmp_path):
 def test_every_kind_of_finding_has_a_test_and_its_words():
     seen = {kind for _, wanted, _ in SAMPLES.values() for kind, _ in wanted}
     seen |= {row[0] for _, _, wanted, _, _ in FILES.values() for row in wanted}
-    seen |= {"missing", "directory", "unreadable", "too-long", "more"}  # in tests of their own
+    seen |= {"missing", "directory", "unreadable", "too-long", "more-errors", "more-notes"}  # in tests of their own
     assert seen == set(findings_module._table()["findings"])
 
 
@@ -481,10 +481,18 @@ def test_the_findings_of_one_sample_have_a_bound(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(with_turns(*[{}] * 50_000))
     findings = list(check_file(file))
-    assert len(findings) == 101 and findings[-1].kind == "more"
+    assert len(findings) == 101 and findings[-1].kind == "more-errors"
     assert findings[-1].values["count"] == 100_000 - 100
-    file.write_bytes(b'{"id": "1", "x": {"a": 1, "a": 2, "b": 1, "c": 1}}')
-    assert [f.values["key"] for f in check_file(file)] == ["'a'"]
+    noted = turn("human", "</s>"), turn("gpt", "</s>")
+    file.write_bytes(with_turns(*noted * 60))
+    assert [f.kind for f in check_file(file)][99:] == ["control-token", "more-notes"]
+    assert counts(file) == (1, 1)
+
+
+def test_of_many_keys_the_double_one_is_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"id": "1", "x": {"a": 1, "b": 2, "b": 1, "c": 1}}')
+    assert next(check_file(file)).values["key"] == "'b'"
 
 
 def test_ids_are_remembered_as_a_set_would():

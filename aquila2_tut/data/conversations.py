@@ -20,9 +20,10 @@ import re
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = {"id", "conversations", "instruction"}
 _ONCE = {"instruction", "unused-field"}  # told at their first appearance: they tend to be in every sample
 _MOST_NAMES = 1000  # of fields that are told once
-_MOST_PROBLEMS = 100  # that are told of one sample
+_MOST_PROBLEMS = 100  # of one sample that are told
 _EXAMPLES = {
     "": '{"id": "1", "conversations": [...]}',
     "id": '"id": "1"',
@@ -85,7 +86,7 @@ def checked_samples(path: str | Path) -> Iterator[Checked]:
     for piece in read_pieces(path):
         value, problems = (_UNREAD, [piece.problem]) if piece.problem else _parse(piece)
         if value is not _UNREAD:
-            problems = [*problems, *sample_problems(value), *_duplicate(value, piece, seen)]
+            problems = chain(problems, sample_problems(value), _duplicate(value, piece, seen))
         checked = Checked(piece.line, piece.index, piece.is_sample, _findings(path, piece, problems, told))
         if checked.is_sample and not any(found.severity == "error" for found in checked.findings):
             checked.sample = {**value, "conversations": without_leading_answer(value["conversations"])}
@@ -296,19 +297,30 @@ def _type(value: Any) -> str:
 # ---------- many samples ----------
 
 
-def _findings(path: str | Path, piece: Piece, problems: list[Problem], told: set[str]) -> list[Finding]:
-    """Problems with their place; of what is told once a file, only what is new."""
-    found = []
-    if len(problems) > _MOST_PROBLEMS:
-        problems = [*problems[:_MOST_PROBLEMS], Problem("more", "", {"count": len(problems) - _MOST_PROBLEMS})]
+def _findings(path: str | Path, piece: Piece, problems: Iterable[Problem], told: set[str]) -> list[Finding]:
+    """Problems with their place: what is told once a file only where it is new, and not too many."""
+    found: list[Finding] = []
+    left_out: Counter[str] = Counter()
     for kind, name, values in problems:
-        if kind in _ONCE:
-            if name[:100] in told or len(told) >= _MOST_NAMES:
-                continue
-            told.add(name[:100])
+        if kind in _ONCE and not _is_new(name[:100], told):
+            continue
         line = piece.line + values.get("below", 0) if piece.line else None
-        found.append(Finding(str(path), line, piece.index, name, kind, values))
+        finding = Finding(str(path), line, piece.index, name, kind, values)
+        if len(found) < _MOST_PROBLEMS:
+            found.append(finding)
+        else:
+            left_out[finding.severity] += 1
+    if left_out:
+        kind = "more-errors" if left_out["error"] else "more-notes"
+        found.append(Finding(str(path), piece.line, piece.index, "", kind, {"count": left_out.total()}))
     return found
+
+
+def _is_new(name: str, told: set[str]) -> bool:
+    if name in told or len(told) >= _MOST_NAMES:
+        return False
+    told.add(name)
+    return True
 
 
 def _duplicate(sample: Any, piece: Piece, seen: _Seen) -> list[Problem]:

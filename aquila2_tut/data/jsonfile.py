@@ -20,8 +20,10 @@ MAX_BYTES = 16 * 2**20  # of one sample: a hundred times what a context of 32,76
 _CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-_MARK = re.compile(rb'[\[\]{},"]')
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# What stands before the next bracket, whole strings included; between the elements of the list, also before a comma.
+_TO_BRACKET = re.compile(rb'(?:[^\[\]{}"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_TO_MARK = re.compile(rb'(?:[^\[\]{},"]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 
 
 class Piece(NamedTuple):
@@ -136,37 +138,6 @@ def _skip(stream: io.BufferedReader) -> int:
     return size
 
 
-def marks(stream: io.BufferedReader) -> Iterator[tuple[bytes, bytes]]:
-    """Cut JSON at its brackets and commas, wherever the chunks of the file end.
-
-    Yields:
-        (the bytes before a mark, the mark: one of ``[ ] { } ,`` outside of strings); the mark is empty at the end of a
-        chunk and at the quotation marks, which are the last of the bytes before.
-    """
-    inside, held = False, b""
-    while chunk := stream.read(_CHUNK):
-        chunk, at, held = held + chunk, 0, b""
-        while at < len(chunk):
-            if inside:
-                end = _IN_STRING.match(chunk, at).end()
-                if end == len(chunk) - 1 and chunk.endswith(b"\\"):  # what it escapes is in the next chunk
-                    held = b"\\"
-                    yield chunk[at:end], b""
-                    break
-                inside = end == len(chunk)
-                yield chunk[at : end + 1], b""
-                at = end + 1
-                continue
-            found = _MARK.search(chunk, at)
-            end = found.start() if found else len(chunk)
-            mark = chunk[end : end + 1]
-            inside = mark == b'"'
-            yield (chunk[at : end + 1], b"") if inside else (chunk[at:end], mark)
-            at = end + 1
-    if held:
-        yield held, b""
-
-
 class ListCutter:
     """Cuts the elements of one JSON list apart.
 
@@ -181,7 +152,7 @@ class ListCutter:
 
     def cut(self, stream: io.BufferedReader) -> Iterator[Piece]:
         """The elements of the list that a stream begins with."""
-        source = marks(stream)
+        source = self._marks(stream)
         for text, mark in source:
             if self._depth == 0:  # white space, and the bracket that `_is_list` saw
                 self._line += text.count(b"\n")
@@ -199,6 +170,28 @@ class ListCutter:
         if self._element.strip():
             yield from self._end(last=True)
         yield _about_line(self._line, "unclosed")
+
+    def _marks(self, stream: io.BufferedReader) -> Iterator[tuple[bytes, bytes]]:
+        """The bytes before a mark, and the mark: a bracket, or at the top of the list a comma, outside of strings.
+
+        A string may go on in the next chunk. The mark is empty where it does, and at its end.
+        """
+        inside, held = False, b""
+        while chunk := stream.read(_CHUNK):
+            chunk, at, held = held + chunk, 0, b""
+            while at < len(chunk):
+                pattern = _IN_STRING if inside else _TO_MARK if self._depth < 2 else _TO_BRACKET
+                end = pattern.match(chunk, at).end()
+                if inside and chunk[end : end + 1] == b"\\":  # the last byte: what it escapes is in the next chunk
+                    held = b"\\"
+                    yield chunk[at:end], b""
+                    break
+                mark = chunk[end : end + 1]
+                inside = mark == b'"' if not inside else not mark
+                yield (chunk[at:end], mark) if mark != b'"' else (chunk[at : end + 1], b"")
+                at = end + 1
+        if held:
+            yield held, b""
 
     def _take(self, text: bytes) -> None:
         self._line += text.count(b"\n")
