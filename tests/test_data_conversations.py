@@ -447,6 +447,15 @@ def test_junk_is_counted_whatever_it_is_and_however_the_file_is_cut(tmp_path, va
         assert (checked.sample is None) == any(f.severity == "error" for f in checked.findings)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 11, 64])
+def test_wherever_a_list_is_cut_its_samples_are_whole(chunk, tmp_path, monkeypatch):
+    rows = [sample(f'\\"{n}],', [turn("human", "\\" * n + '"' * n), turn("gpt", "{\n好\\n}")]) for n in range(1, 9)]
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    monkeypatch.setattr(jsonfile, "_CHUNK", chunk)
+    assert list(read_conversations(file)) == rows
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=80), st.integers(0, 120), st.sampled_from(["a.json", "a.jsonl"]))
 def test_bytes_of_any_kind_raise_nothing(tmp_path, junk, at, name):
@@ -514,21 +523,45 @@ print(findings, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+def growth(file):
+    """How many findings a file gives, and by how many MiB checking it raises a process's peak memory."""
+    done = subprocess.run([sys.executable, "-c", CHECK, str(file)], capture_output=True, text=True, check=True)
+    findings, grown, torch = done.stdout.split()
+    assert torch == "False"
+    return int(findings), float(grown)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss has other units elsewhere")
+
+
+@linux
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_memory_does_not_grow_with_the_file(name, tmp_path):
-    """60 MB of samples need a few MiB; and checking imports no torch."""
     file = tmp_path / name
     text = "a sentence of some length, 一句有点长的话 " * 60
     with file.open("wb") as out:
-        for number in range(15_000):
+        for number in range(20_000):
             lead = (b"[" if not number else b",\n") if name == "a.json" else b""
             out.write(lead + js(sample(number, [turn("human", text), G])) + (b"\n" if name == "a.jsonl" else b""))
         out.write(b"]" if name == "a.json" else b"")
-    assert file.stat().st_size > 40_000_000
-    done = subprocess.run([sys.executable, "-c", CHECK, str(file)], capture_output=True, text=True, check=True)
-    findings, grown, torch = done.stdout.split()
-    assert (findings, torch) == ("0", "False")
-    assert float(grown) < 16
+    assert file.stat().st_size > 60_000_000
+    findings, grown = growth(file)
+    assert findings == 0
+    assert grown < 16
+
+
+@linux
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_memory_does_not_grow_with_a_sample(name, tmp_path):
+    file = tmp_path / name
+    with file.open("wb") as out:
+        out.write(b'["' if name == "a.json" else b'"')
+        for _ in range(200):
+            out.write(b"x" * 1_000_000)
+        out.write(b'"]' if name == "a.json" else b'"')
+    findings, grown = growth(file)
+    assert findings == 1
+    assert grown < 60  # a few times the 16 MiB that a sample may have
 
 
 # The command
