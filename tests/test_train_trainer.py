@@ -19,9 +19,12 @@ from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader, cli
 from aquila2_tut.data import collate, pack_best_fit
 from aquila2_tut.train import TrainError
 from aquila2_tut.train.checkpoints import UNFINISHED, checkpoints
-from aquila2_tut.train.pretrain import RECIPES, load_recipe, make_rows, make_tokenizer, pretrain, training_texts
+from aquila2_tut.train.instruct import ChatRecipe
+from aquila2_tut.train.pretrain import Recipe, make_rows, make_tokenizer, pretrain, training_texts
+from aquila2_tut.train.recipe import FOLDER, load_recipe
 from aquila2_tut.train.trainer import Aquila2Trainer
 
+KINDS = {"nano": Recipe, "nano-chat": ChatRecipe}
 IDS = {"vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
@@ -186,11 +189,11 @@ def test_rows_hold_every_text_with_its_marks(texts, whole):
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [path.stem for path in RECIPES.glob("*.yaml")])
+@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
 def test_shipped_recipes_are_good(name):
-    recipe = load_recipe(name)
-    assert recipe.steps > recipe.warmup and recipe.sources
-    assert dataclasses.asdict(recipe).keys() == yaml.safe_load((RECIPES / f"{name}.yaml").read_text()).keys()
+    recipe = load_recipe(KINDS[name], name)
+    assert recipe.batch_size * recipe.length == 8192
+    assert dataclasses.asdict(recipe).keys() == yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).keys()
 
 
 @pytest.mark.parametrize(
@@ -210,12 +213,12 @@ def test_a_bad_recipe_says_what_is_wrong(tmp_path, content, message):
     file = tmp_path / "mine.yaml"
     file.write_text(content)
     with pytest.raises(TrainError, match=rf"mine\.yaml: {message}"):
-        load_recipe(file)
+        load_recipe(Recipe, file)
 
 
 def test_a_recipe_that_is_not_there():
     with pytest.raises(TrainError, match="no recipe giga: neither a file nor one of nano"):
-        load_recipe("giga")
+        load_recipe(Recipe, "giga")
 
 
 @pytest.mark.parametrize(
