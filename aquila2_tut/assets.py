@@ -120,6 +120,17 @@ def home() -> Path:
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("aquila2-tut", appauthor=False))
 
 
+def shipped(name: str) -> Path | None:
+    """The folder of a model that comes with the book, or None: the project's own small models are not fetched.
+
+    In a clone they lie in ``data`` beside the package, in an installed package within it.
+    """
+    here = Path(__file__).parent
+    clone = here.parent / "data" if (here.parent / "pyproject.toml").is_file() else here / "shipped"
+    folders = clone.iterdir() if clone.is_dir() else ()
+    return next((path for path in folders if path.name.lower() == name.lower() and path.is_dir()), None)
+
+
 def lookup(name: str) -> Asset:
     """The manifest entry of a name.
 

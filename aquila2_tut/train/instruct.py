@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from ..assets import shipped
 from ..data.corpora import LANGUAGES, dialogues
 from ..data.masking import encode_conversation
 from ..data.packing import Row, pack_best_fit
@@ -35,13 +36,13 @@ class ChatRecipe(Run):
     """How a model is taught to answer.
 
     Args:
-        base: the folder of the model to begin with.
+        base: the model to begin with: one of the book's own, or a folder.
         template: the prompt format.
         tasks: a generated task -> instances in each language.
         dialogues: how often each conversation of the corpus comes.
     """
 
-    base: str = "data/Aquila2-Nano"
+    base: str = "Aquila2-Nano"
     template: str = "aquila-v1"
     tasks: dict[str, int] = field(default_factory=dict)
     dialogues: int = 0
@@ -120,14 +121,15 @@ def instruct(recipe: ChatRecipe, folder: Path) -> Path:
     Raises:
         TrainError: the folder belongs to another recipe, there is no base model, or no such task.
     """
-    if not (Path(recipe.base) / "model.safetensors").is_file():
-        raise TrainError(f"base: there is no model in {recipe.base}")
+    base = shipped(recipe.base) or Path(recipe.base)
+    if not (base / "model.safetensors").is_file():
+        raise TrainError(f"base: there is no model {recipe.base}")
     claim(folder, recipe)
     if (folder / "model").is_dir():
         return folder / "model"
-    rows = chat_rows(recipe, load_tokenizer(recipe.base), folder / "rows")
+    rows = chat_rows(recipe, load_tokenizer(base), folder / "rows")
     torch.manual_seed(recipe.seed)
-    model = Aquila2ForCausalLM.from_pretrained(recipe.base, dtype=torch.float32)
+    model = Aquila2ForCausalLM.from_pretrained(base, dtype=torch.float32)
     trainer = Aquila2Trainer(model, arguments(recipe, folder), rows)
     trainer.resume_or_train()
-    return save_model(model, Path(recipe.base), folder / "model", log=trainer.state.log_history)
+    return save_model(model, base, folder / "model", log=trainer.state.log_history)
