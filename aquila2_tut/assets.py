@@ -123,11 +123,12 @@ def home() -> Path:
 def shipped(name: str) -> Path | None:
     """The folder of a model that comes with the book, or None: the project's own small models are not fetched.
 
-    In a clone they lie in ``data`` beside the package, in an installed package within it.
+    In a clone they lie in ``data`` beside the package; pip puts them into ``share``.
     """
-    here = Path(__file__).parent
-    clone = here.parent / "data" if (here.parent / "pyproject.toml").is_file() else here / "shipped"
-    folders = clone.iterdir() if clone.is_dir() else ()
+    root = Path(__file__).parent.parent
+    shares = [Path(base) / "share" / "aquila2-tut" for base in (sysconfig.get_path("data"), site.getuserbase())]
+    places = [root / "data"] if (root / "pyproject.toml").is_file() else shares
+    folders = (folder for place in places if place.is_dir() for folder in place.iterdir())
     return next((path for path in folders if path.name.lower() == name.lower() and path.is_dir()), None)
 
 
