@@ -161,10 +161,10 @@ DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
 
 
 def _pretrain(rest: list[str], text: dict[str, str]) -> int:
-    from aquila2_tut.train import pretrain
+    from aquila2_tut.train import commands
 
     with _told_errors() as outcome:
-        outcome[0] = pretrain.run_cli(rest, text)
+        outcome[0] = commands.run_pretrain(rest, text)
     return outcome[0]
 
 

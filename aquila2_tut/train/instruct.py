@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..assets import shipped
+from ..data.conversations import read_conversations
 from ..data.corpora import LANGUAGES, dialogues
 from ..data.masking import encode_conversation
 from ..data.packing import Row, pack_best_fit
@@ -40,12 +41,14 @@ class ChatRecipe(Run):
         template: the prompt format.
         tasks: a generated task -> instances in each language.
         dialogues: how often each conversation of the corpus comes.
+        files: a file of conversations, of the book's samples or a path -> how often each comes.
     """
 
     base: str = "Aquila2-Nano"
     template: str = "aquila-v1"
     tasks: dict[str, int] = field(default_factory=dict)
     dialogues: int = 0
+    files: dict[str, int] = field(default_factory=dict)
 
 
 def conversations(recipe: ChatRecipe) -> Iterator[dict[str, Any]]:
@@ -69,6 +72,10 @@ def conversations(recipe: ChatRecipe) -> Iterator[dict[str, Any]]:
             said = [{"from": role, "value": turn} for role, turn in zip(cycle(("human", "gpt")), turns, strict=False)]
             if len(said) >= 2 and all(turns):
                 yield from [{"id": document.id, "conversations": said}] * recipe.dialogues
+    for name, times in recipe.files.items():
+        own = (shipped("samples") or Path()) / name
+        for sample in read_conversations(own if own.is_file() else Path(name)):
+            yield from [sample] * times
 
 
 def _languages(task: str) -> tuple[str, ...]:

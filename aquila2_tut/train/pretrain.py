@@ -6,7 +6,6 @@ command may be killed at any moment and is simply given again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from ..tokenizer.aquila import encode_batch, load_tokenizer
 from ..tokenizer.train import train_aquila_like
 from .checkpoints import written_whole
 from .errors import TrainError
-from .recipe import Run, arguments, claim, load_recipe
+from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
 
 
@@ -170,44 +169,3 @@ def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: li
         (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
         (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
     return target
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-
-def run_cli(argv: Sequence[str], text: dict[str, str]) -> int:
-    """The command ``aquila2-tut pretrain``.
-
-    Args:
-        argv: what follows ``pretrain`` on the command line.
-        text: the messages in the reader's language.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        TrainError: see `load_recipe` and `pretrain`.
-    """
-    options = _parser(text).parse_args(argv)
-    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "seed") if getattr(options, name)}
-    if options.text:
-        missing = [path for path in options.text if not Path(path).exists()]
-        if missing:
-            raise TrainError(f"{missing[0]}: there is no such file or folder")
-        changes["sources"] = dict.fromkeys(options.text, 1)
-    recipe = load_recipe(Recipe, options.preset, **changes)
-    print(pretrain(recipe, Path(options.out or f"runs/{Path(options.preset).stem}")))
-    return 0
-
-
-def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aquila2-tut pretrain", description=text["pretrain"], add_help=False)
-    parser.add_argument("--preset", default="nano", metavar="NAME", help=text["preset"])
-    parser.add_argument("--out", metavar="DIR", help=text["out"])
-    parser.add_argument("--text", nargs="+", metavar="PATH", help=text["own_text"])
-    parser.add_argument("--steps", type=int, metavar="N", help=text["steps"])
-    parser.add_argument("--batch-size", type=int, metavar="N", help=text["batch_size"])
-    parser.add_argument("--seed", type=int, metavar="N", help=text["run_seed"])
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", metavar="LANG", help=text["lang"])  # the caller has chosen the text by it already
-    return parser
