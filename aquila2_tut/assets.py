@@ -24,8 +24,10 @@ import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
 import time
@@ -118,6 +120,18 @@ def home() -> Path:
     """The cache folder: ``AQUILA2_TUT_HOME``, or ``aquila2-tut`` in the user's cache folder."""
     chosen = os.environ.get("AQUILA2_TUT_HOME")
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("aquila2-tut", appauthor=False))
+
+
+def shipped(name: str) -> Path | None:
+    """The folder of a model that comes with the book, or None: the project's own small models are not fetched.
+
+    In a clone they lie in ``data`` beside the package; pip puts them into ``share``.
+    """
+    root = Path(__file__).parent.parent
+    shares = [Path(base) / "share" / "aquila2-tut" for base in (sysconfig.get_path("data"), site.getuserbase())]
+    places = [root / "data"] if (root / "pyproject.toml").is_file() else shares
+    folders = (folder for place in places if place.is_dir() for folder in place.iterdir())
+    return next((path for path in folders if path.name.lower() == name.lower() and path.is_dir()), None)
 
 
 def lookup(name: str) -> Asset:

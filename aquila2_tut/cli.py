@@ -7,142 +7,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+
+from aquila2_tut.terminal import printable
 
 PROGRAM = "aquila2-tut"
 FAILED, INTERRUPTED = 2, 130
 
-TEXTS: dict[str, dict[str, str]] = {
-    "en": {
-        "program": "The command of the Aquila2 tutorial.",
-        "lang": "language of the messages (default: that of the system)",
-        "show_help": "print this help and leave",
-        "version": "print the version and leave",
-        "command": "one of these; `aquila2-tut COMMAND --help` tells its options:",
-        "assets": "list, fetch and verify the files that the book needs",
-        "chat": "talk to a model in the terminal",
-        "data": "the training texts: fetch them, count them; tasks that generate themselves",
-        "action": "one of these; `aquila2-tut data ACTION --help` tells its options:",
-        "stats": "how much there is of each source, its licence, and whom to thank",
-        "fetch": "fetch what the sources are read from; only retraining the small model needs it",
-        "json": "print JSON",
-        "stats_source": "source",
-        "stats_documents": "documents",
-        "stats_characters": "characters",
-        "stats_bytes": "bytes",
-        "stats_train": "train",
-        "stats_held_out": "held out",
-        "stats_exact": "duplicates",
-        "stats_near": "near-duplicates",
-        "pretrain": "train a small model from nothing; given again, it goes on where it was stopped",
-        "preset": "a recipe's name, or a .yaml file (default: nano)",
-        "out": "the folder of the run (default: runs/NAME)",
-        "own_text": 'texts of your own instead of the recipe\'s: .txt, .jsonl with a field "text", or folders',
-        "steps": "how often the weights move",
-        "batch_size": "rows a step",
-        "run_seed": "the same seed gives the same run",
-        "tasks": "print instances of a task that generates itself",
-        "task": "one of those below",
-        "task_language": "language of the questions (default: en)",
-        "task_split": "train, test, or all without a split (default: train)",
-        "task_n": "how many (default: 5)",
-        "task_seed": "other dice (default: 0)",
-        "task_cot": "answers that explain themselves first",
-        "task_jsonl": "one conversation a line, in the format of the training files",
-        "task_file": "poems, or English sentences each with its translation below: blocks with an empty line between",
-        "model": "a model's name, or a checkpoint folder (default: SmolLM2-135M)",
-        "model_dir": "the folder that holds checkpoint folders",
-        "device": "auto, cpu, cuda, cuda:0, mps",
-        "dtype": "auto, float32, bfloat16, float16",
-        "base": "continue the text as a base model does: no template, no history",
-        "system": "the system message, instead of the template's own",
-        "template": "the prompt format, instead of the model's own",
-        "temperature": "0 always takes the likeliest token; higher is more varied (default: 1.0)",
-        "top_p": "share of the probability that is kept (default: 0.9)",
-        "topk": "number of tokens that are kept (default: 15)",
-        "seed": "the same seed and the same conversation give the same answers (default: 123)",
-        "max_gen_len": "tokens that an answer may have (default: 200)",
-        "loading": "Loading {name} ...",
-        "welcome": "{name} on {device}. /help tells the commands; Ctrl-C stops an answer.",
-        "help": "/reset    start a new conversation\n/history  show this one\n/help     this list\n"
-        "/quit     leave (so does Ctrl-D)\nCtrl-C    stop an answer; at the prompt, leave",
-        "reset": "A new conversation.",
-        "stopped": "[stopped]",
-        "nothing": "Nothing has been said yet.",
-        "unknown": "There is no command {word}; /help lists them.",
-        "you": "you",
-        "bye": "Goodbye.",
-    },
-    "zh": {
-        "program": "Aquila2 教程的命令行工具。",
-        "lang": "提示信息的语言（默认与系统一致）",
-        "show_help": "显示本帮助并退出",
-        "version": "显示版本号并退出",
-        "command": "可用的子命令如下，用 `aquila2-tut 子命令 --help` 查看各自的选项：",
-        "assets": "列出、下载、校验本书所需的文件",
-        "chat": "在终端里与模型对话",
-        "data": "训练语料：下载与统计；自动生成的任务",
-        "action": "可用的操作如下，用 `aquila2-tut data 操作 --help` 查看各自的选项：",
-        "stats": "各来源的数量、许可证与致谢",
-        "fetch": "下载各来源所需的文件；只有重新训练小模型时才用得到",
-        "json": "以 JSON 格式输出",
-        "stats_source": "来源",
-        "stats_documents": "文档数",
-        "stats_characters": "字符数",
-        "stats_bytes": "字节数",
-        "stats_train": "训练集",
-        "stats_held_out": "留出集",
-        "stats_exact": "重复",
-        "stats_near": "近似重复",
-        "pretrain": "从零训练一个小模型；中断后重新执行同一命令即可接着训练",
-        "preset": "配方名称或 .yaml 文件（默认 nano）",
-        "out": "存放本次训练的文件夹（默认 runs/名称）",
-        "own_text": '改用自己的文本：.txt、带 "text" 字段的 .jsonl，或文件夹',
-        "steps": "更新权重的步数",
-        "batch_size": "每步多少行",
-        "run_seed": "种子相同，训练过程就相同",
-        "tasks": "输出自动生成的任务题目",
-        "task": "任务名称，见下方列表",
-        "task_language": "题目所用的语言（默认 en）",
-        "task_split": "train 为训练集，test 为测试集，all 为不作划分（默认 train）",
-        "task_n": "题目数量（默认 5）",
-        "task_seed": "随机种子，不同的种子给出不同的题目（默认 0）",
-        "task_cot": "答案之前先写出推理过程",
-        "task_jsonl": "每行一段对话，与训练文件格式相同",
-        "task_file": "诗词，或英文句子及其下一行的译文；各段之间空一行",
-        "model": "模型名称或检查点文件夹（默认 SmolLM2-135M）",
-        "model_dir": "存放各检查点文件夹的目录",
-        "device": "auto、cpu、cuda、cuda:0、mps",
-        "dtype": "auto、float32、bfloat16、float16",
-        "base": "像基座模型那样直接续写：不套模板，不带历史",
-        "system": "系统消息，代替模板自带的那一条",
-        "template": "提示词模板，代替模型默认的那一个",
-        "temperature": "取 0 时总选概率最大的词元；越高，回答越多样（默认 1.0）",
-        "top_p": "保留的累计概率（默认 0.9）",
-        "topk": "保留的词元个数（默认 15）",
-        "seed": "种子相同、对话相同，回答也相同（默认 123）",
-        "max_gen_len": "每次回答最多多少个词元（默认 200）",
-        "loading": "正在加载 {name} ……",
-        "welcome": "{name}，运行在 {device} 上。输入 /help 查看命令；按 Ctrl-C 可中断回答。",
-        "help": "/reset    开始新的对话\n/history  查看当前对话\n/help     显示本列表\n"
-        "/quit     退出（也可按 Ctrl-D）\nCtrl-C    中断回答；在输入处按下则退出",
-        "reset": "已开始新的对话。",
-        "stopped": "［已中断］",
-        "nothing": "还没有对话内容。",
-        "unknown": "没有 {word} 这个命令，输入 /help 查看全部命令。",
-        "you": "你",
-        "bye": "再见。",
-    },
-}
-
-# What a terminal obeys (C0 except newline and tab, DEL, C1), and the marks that turn the direction of writing around.
-UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+TEXTS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("cli_texts.json").read_text(encoding="utf-8"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -239,11 +118,22 @@ def _data(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+def _data_check(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import commands
+
+    return commands.run_check(rest, text)
+
+
+def _data_show(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.data import commands
+
+    return commands.run_show(rest, text)
+
+
 def _data_stats(rest: list[str], text: dict[str, str]) -> int:
     from aquila2_tut.data import stats
 
-    language = next(language for language, texts in TEXTS.items() if texts is text)
-    return stats.run_cli(rest, text, language)
+    return stats.run_cli(rest, text, text["tag"])
 
 
 def _data_fetch(rest: list[str], text: dict[str, str]) -> int:
@@ -259,17 +149,22 @@ def _data_tasks(rest: list[str], text: dict[str, str]) -> int:
 
 
 DATA_COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
+    "check": _data_check,
+    "show": _data_show,
     "stats": _data_stats,
     "fetch": _data_fetch,
     "tasks": _data_tasks,
 }
 
 
+# --- training ---
+
+
 def _pretrain(rest: list[str], text: dict[str, str]) -> int:
-    from aquila2_tut.train import pretrain
+    from aquila2_tut.train import commands
 
     with _told_errors() as outcome:
-        outcome[0] = pretrain.run_cli(rest, text)
+        outcome[0] = commands.run_pretrain(rest, text)
     return outcome[0]
 
 
@@ -290,7 +185,7 @@ def _chat(rest: list[str], text: dict[str, str]) -> int:
 
 def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} chat", description=text["chat"], add_help=False)
-    parser.add_argument("--model", default="SmolLM2-135M", help=text["model"])
+    parser.add_argument("--model", default=text["default_model"], help=text["model"])
     parser.add_argument("--model-dir", metavar="DIR", help=text["model_dir"])
     parser.add_argument("--device", default="auto", help=text["device"])
     parser.add_argument("--dtype", default="auto", help=text["dtype"])
@@ -345,11 +240,6 @@ def is_ours(error: Exception) -> bool:
 def error_line(error: Exception) -> str:
     """An error in one line, safe to print."""
     return f"{PROGRAM}: " + " ".join(printable(str(error)).split())
-
-
-def printable(piece: str) -> str:
-    """Text without the characters that would steer the terminal: a model's answer must not move its cursor."""
-    return UNSAFE.sub("", piece)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from aquila2_tut.modelhub import NO_ANSWER, NO_NAME, ModelHub, ModelHubError, ch
 ORGANISATION = "BAAI"
 # Our suffix for the refreshed base models, which replaced the first ones in the same repositories.
 JUNE_2024 = "-2024-06"
+OWN_MODELS = ("Aquila2-Nano", "Aquila2-Nano-Chat")
 
 
 class LoaderError(RuntimeError):
@@ -55,6 +56,9 @@ def find(name: str, model_dir: Path | None, local_files_only: bool) -> Path:
 def _places(name: str, shelf: Path, offline: bool) -> Iterator[tuple[str, Path | str]]:
     """Yield (place, the path found there or why there is none), each place tried only when it is asked for."""
     yield f"the folder {shelf}", _in_folder(name, shelf)
+    if name in OWN_MODELS:
+        yield "the models that come with the book", assets.shipped(name) or "it is not there: get the whole repository"
+        return
     if name.lower() in assets.MANIFEST:
         yield f"the asset {name.lower()}", _asset(name.lower(), offline)
         return

@@ -4,11 +4,18 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aquila2_tut.model import attention
 from aquila2_tut.model.attention import triton_obstacle
-from aquila2_tut.model.costs import AttentionShape, eager_costs, peak_bytes, tiled_costs, visited_blocks
+from aquila2_tut.model.costs import (
+    AttentionShape,
+    allocated_bytes,
+    eager_costs,
+    peak_bytes,
+    tiled_costs,
+    visited_blocks,
+)
 
 NO_TRITON = triton_obstacle(torch.ones(1, 1, 1, 1))
 LENGTHS = (128, 256, 512)
@@ -45,20 +52,8 @@ def test_memory_of_the_formula_grows_with_its_square():
 @pytest.mark.parametrize(("backend", "low", "high"), [("sdpa", 1.8, 2.5), ("eager", 3.7, 4.1)])
 def test_the_allocator_agrees(backend, low, high):
     """torch's profiler sees every allocation, also those that an operator makes and frees inside itself."""
-    factors = growth([allocated(forward_backward(backend, length)) for length in LENGTHS])
+    factors = growth([allocated_bytes(forward_backward(backend, length)) for length in LENGTHS])
     assert all(low <= factor <= high for factor in factors), factors
-
-
-def allocated(call) -> int:
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 def test_peak_bytes_counts_what_is_alive():
@@ -68,6 +63,12 @@ def test_peak_bytes_counts_what_is_alive():
     assert peak_bytes(lambda: (x + 1).sum()) == 4004
     assert peak_bytes(lambda: x.view(10, 100)[2:]) == 0
     assert peak_bytes(lambda: [(x + 1).sum() for _ in range(5)]) == 4020
+
+
+def test_the_bytes_of_a_rehearsal_are_those_of_the_real_thing():
+    with FakeTensorMode():
+        rehearsed = peak_bytes(forward_backward("eager", 64))
+    assert rehearsed == peak_bytes(forward_backward("eager", 64)) > 0
 
 
 def test_visited_blocks_are_counted():

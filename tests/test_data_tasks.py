@@ -227,14 +227,14 @@ def test_no_answer_is_a_good_guess(task, most, language):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_place_in_the_story_does_not_give_the_answer_away(language):
-    """The animal that is feared first in the story, and the last one, are the answer in less than four of ten."""
+    """The animal feared first in the story, and the last one, are the answer about as often as by chance, 2 in 7."""
     hits = Counter()
     for instance in some("babi15", language, "train", 2000):
         pattern = r"(?:of|fear) (\w+)\." if language == "en" else r"怕([^。？什]+)。"
         feared = re.findall(pattern, instance.question)
         hits["first"] += feared[0] == instance.answer
         hits["last"] += feared[-1] == instance.answer
-    assert max(hits.values()) < 0.4 * 2000
+    assert max(hits.values()) < 0.35 * 2000
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -11,6 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "aquila2_tut"
 # A room may import the rooms above it. modelhub and locate are the two steps of the loader.
 ORDER = [
+    "terminal",
     "assets",
     "gguf",
     "config",

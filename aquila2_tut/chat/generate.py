@@ -219,7 +219,8 @@ class _Format:
         if self.template is None:
             return plain_ids(text, self.tokenizer) or _nothing_left(text)
         turns = [*_check_history(history), ("human", text), ("gpt", None)]
-        return self.template.encode(turns, self.tokenizer, self.system, suffix=" " if self.compat else "")
+        suffix = " " if self.compat else ""
+        return self.template.encode(turns, self.tokenizer, self.system, suffix, whole=self.compat)
 
     def stop_ids(self, model: Any) -> list[int]:
         """Ids that end an answer: the template's, the tokenizer's eos, and those of the model's generation_config.

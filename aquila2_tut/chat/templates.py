@@ -22,7 +22,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class Segment(NamedTuple):
 
     text: str
     is_control: bool
+    learned: bool = False  # what the model itself is to write: an answer, and the token that ends it
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,34 @@ class Template:
             before, after = self.human if role == "human" else self.gpt
             if text is None:
                 pieces += self._marker(self.open)
-            else:
-                pieces += [*self._marker(before), Segment(text, False), *self._marker(after)]
+                continue
+            answer = role == "gpt"
+            end, *rest = self._marker(after) or [Segment("", False)]
+            pieces += [*self._marker(before), Segment(text, False, answer), end._replace(learned=answer), *rest]
         return [piece for piece in pieces if piece.text]
+
+    def runs(self, segments: Sequence[Segment], whole: bool = False) -> list[list[Segment]]:
+        """The pieces in groups that are encoded together; a control token is a group of its own.
+
+        Neighbouring pieces of plain text are one group, so byte pairs may merge across the edge between a marker and a
+        message, as they do in the rendered string. One edge is kept: the place where the model begins to answer.
+        There the prompt ended, and its last token cannot merge with a word that did not yet exist. After
+        "### Assistant: " the model saw the token of a single space and wrote "Hi"; the rendered string, read as one,
+        would make it " Hi", a token that this prompt can never be continued with. Where a template leaves its last
+        space to the answer ("Assistant:", then " Hi"), the pre-tokenizer cuts at that place in any case.
+
+        Args:
+            segments: of one conversation.
+            whole: merge across that edge too, as the original does when it reads its history again.
+        """
+        apart = not whole and self.open == self.gpt[0]
+        groups: list[list[Segment]] = []
+        for before, piece in zip([None, *segments], segments, strict=False):
+            starts_answer = apart and piece.learned and not (before and before.learned)
+            if before is None or before.is_control or piece.is_control or starts_answer:
+                groups.append([])
+            groups[-1].append(piece)
+        return groups
 
     def encode(
         self,
@@ -95,22 +120,32 @@ class Template:
         tokenizer: PreTrainedTokenizerBase,
         system: str | None = None,
         suffix: str = "",
+        whole: bool = False,
     ) -> list[int]:
-        """Encode a conversation; arguments as for `render`, and ``suffix``, plain text to put at the very end.
+        """Encode a conversation; arguments as for `render` and `runs`, and ``suffix``, plain text for the very end.
 
-        Neighbouring pieces of plain text are joined before they are encoded, so the ids are those of the whole rendered
-        string wherever no control token was typed: byte pairs may merge across the edge between a marker and a message.
+        The ids are those of the whole rendered string wherever no control token was typed, but for answers whose first
+        word would merge with the marker before it: they keep the tokens that the model wrote, see `runs`. So the prompt
+        of each turn is a beginning of the next turn's.
 
         Raises:
             TemplateError: also when the tokenizer lacks a control token of the template, or treats typed text as one.
         """
         pieces = [*self.segments(turns, system), Segment(suffix, False)]
-        control = {token: self._control_id(token, tokenizer) for token in self.control}
+        control = self.control_ids(tokenizer)
         ids: list[int] = []
-        for is_control, group in groupby(pieces, key=lambda piece: piece.is_control):
-            texts = [piece.text for piece in group]
-            ids += [control[text] for text in texts] if is_control else plain_ids("".join(texts), tokenizer, control)
+        for run in self.runs([piece for piece in pieces if piece.text], whole):
+            text = "".join(piece.text for piece in run)
+            ids += [control[text]] if run[0].is_control else plain_ids(text, tokenizer, control)
         return ids
+
+    def control_ids(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """The template's control tokens and their ids.
+
+        Raises:
+            TemplateError: the tokenizer lacks one of them.
+        """
+        return {token: self._control_id(token, tokenizer) for token in self.control}
 
     def stop_ids(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """The ids that end an answer: those stop strings that are control tokens of this tokenizer."""
@@ -159,13 +194,20 @@ def plain_ids(text: str, tokenizer: PreTrainedTokenizerBase, control: Mapping[st
     if not text:
         return []
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    check_plain(ids, tokenizer, control)
+    return ids
+
+
+def check_plain(
+    ids: Iterable[int], tokenizer: PreTrainedTokenizerBase, control: Mapping[str, int] | None = None
+) -> None:
+    """Make sure that no id of a plain text is one of a control token; arguments and errors as for `plain_ids`."""
     leaked = set(ids).intersection([*tokenizer.all_special_ids, *(control or {}).values()])
     if leaked:
         raise TemplateError(
             f"this tokenizer turns typed text into the control ids {sorted(leaked)}; "
             "load it with aquila2_tut.load_tokenizer, which marks control tokens as special"
         )
-    return ids
 
 
 def check_turns(turns: Sequence[Turn]) -> list[Turn]:

@@ -6,13 +6,13 @@ small ones that the chapters open: the first says the same thing twice, the seco
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import regex
 import yaml
@@ -77,7 +77,7 @@ def documents(source: str) -> Iterator[Document]:
     """
     origin = source_named(source)
     for id, text in origin.read():
-        yield Document(source, id, origin.language, text)
+        yield Document(source, id, origin.language, text.strip())
 
 
 def source_named(name: str) -> Source:
@@ -147,23 +147,36 @@ _MESSAGES_A_DOCUMENT = 20
 _SENTENCE = {"en": 40, "zh": 15}  # characters from which a repeated paragraph is a sentence, not a heading
 
 
-def help_pages(language: str) -> Iterator[tuple[str, list[readers.Paragraph]]]:
+def help_pages(language: str) -> dict[str, list[readers.Paragraph]]:
     """The pages of LibreOffice's help.
 
-    Yields:
-        (path, the same in both languages; its paragraphs)
+    Args:
+        language: "en" or "zh".
+
+    Returns:
+        path, the same in both languages -> paragraphs
+
+    Raises:
+        AssetError: the asset has not been fetched yet.
     """
-    for name, data in readers.deb_files(assets.path(f"libreoffice-help-{language}"), ".html"):
-        _, found, page = name.partition("/text/")
-        if found:
-            yield page.removesuffix(".html"), readers.help_paragraphs(data.decode("utf-8"))
+    return _help_in(assets.path(f"libreoffice-help-{language}"))
+
+
+@functools.lru_cache(maxsize=2)  # reading takes seconds, and documents and pairs both need it
+def _help_in(archive: Path) -> dict[str, list[readers.Paragraph]]:
+    pages = {name.partition("/text/")[2]: data for name, data in readers.deb_files(archive, ".html")}
+    return {
+        page.removesuffix(".html"): readers.help_paragraphs(data.decode("utf-8"))
+        for page, data in pages.items()
+        if page  # the one outside of text/ says that JavaScript is needed
+    }
 
 
 def _libreoffice(language: str) -> Iterator[tuple[str, str]]:
     """Pages without cells of numbers, without what was not translated, and without what an earlier page said."""
     letters = regex.compile(r"\p{Han}" if language == "zh" else r"\p{L}{2}")
     seen: set[str] = set()
-    for page, paragraphs in help_pages(language):
+    for page, paragraphs in help_pages(language).items():
         lines = [text for _, text in paragraphs if letters.search(text)]
         lines = [line for line, _ in itertools.groupby(lines)]  # an icon and its name say the same
         fresh = [line for line in lines if len(line) < _SENTENCE[language] or line not in seen]
@@ -236,7 +249,7 @@ SOURCES: dict[str, Source] = {
             "en": "help pages of an office suite; a sentence that many pages repeat stays on the first",
             "zh": "办公软件的英文帮助，一页一篇；多页重复的句子只留第一处",
         },
-        partial(_libreoffice, "en"),
+        functools.partial(_libreoffice, "en"),
     ),
     "libreoffice-zh": Source(
         "zh",
@@ -247,7 +260,7 @@ SOURCES: dict[str, Source] = {
             "en": "the same pages in Chinese, as far as they are translated",
             "zh": "同一批帮助页面的中文版，未翻译的段落已去掉",
         },
-        partial(_libreoffice, "zh"),
+        functools.partial(_libreoffice, "zh"),
     ),
     "austen": Source(
         "en",
@@ -276,8 +289,8 @@ SOURCES: dict[str, Source] = {
         ("song-ci",),
         *_POETRY,
         {
-            "en": "ci poems of the Song dynasty: 20,075 of 21,050; those with lost or garbled characters are left out",
-            "zh": "宋词，共 21,050 首，去掉有缺字、乱码的，余 20,075 首",
+            "en": "ci poems of the Song dynasty: 20,035 of 21,050; those with lost or garbled characters are left out",
+            "zh": "宋词，共 21,050 首，去掉有缺字、乱码的，余 20,035 首",
         },
         _song_ci,
     ),
@@ -298,7 +311,7 @@ SOURCES: dict[str, Source] = {
         ("jupyterlab-zh",),
         *_LAB,
         {"en": "messages of JupyterLab", "zh": "JupyterLab 的界面文字（英文）"},
-        partial(_jupyterlab, 0),
+        functools.partial(_jupyterlab, 0),
     ),
     "jupyterlab-zh": Source(
         "zh",
@@ -306,7 +319,7 @@ SOURCES: dict[str, Source] = {
         ("jupyterlab-zh",),
         *_LAB,
         {"en": "the same messages in Chinese", "zh": "同一批界面文字的中文版"},
-        partial(_jupyterlab, 1),
+        functools.partial(_jupyterlab, 1),
     ),
     "dialogues-en": Source(
         "en",
@@ -314,7 +327,7 @@ SOURCES: dict[str, Source] = {
         ("chatterbot-corpus",),
         *_CHAT,
         {"en": "short conversations", "zh": "英文短对话"},
-        partial(_dialogues, "en"),
+        functools.partial(_dialogues, "en"),
     ),
     "dialogues-zh": Source(
         "zh",
@@ -322,6 +335,6 @@ SOURCES: dict[str, Source] = {
         ("chatterbot-corpus",),
         *_CHAT,
         {"en": "short conversations in Chinese", "zh": "中文短对话"},
-        partial(_dialogues, "zh"),
+        functools.partial(_dialogues, "zh"),
     ),
 }

@@ -238,20 +238,23 @@ def chapters(lines: Iterable[str]) -> list[str]:
         heading = _CHAPTER.fullmatch(line)
         if heading or _END.fullmatch(line) or _VOLUME.fullmatch(line) or not line.strip():
             if paragraph and found:
-                found[-1].append(" ".join(paragraph))
+                found[-1].append(regex.sub(r"_([^_]+)_", r"\1", " ".join(paragraph)))
             paragraph = []
         if heading:
             found.append([line.strip().capitalize()])
         elif _END.fullmatch(line) and found and len(found[-1]) > 1:
             break
         elif line.strip() and not _VOLUME.fullmatch(line):
-            paragraph.append(regex.sub(r"_([^_]+)_", r"\1", line.strip()))
+            paragraph.append(line.strip())
     return ["\n".join(chapter) for chapter in found if len(chapter) > 1]
 
 
 # --- Python's own words ----------------------------------------------------------------------------------------------
 
 _NOT_READ = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+
+
+_Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def docstrings(source: str) -> str:
@@ -261,19 +264,28 @@ def docstrings(source: str) -> str:
         source: Python source text.
 
     Returns:
-        The module's docstring, then for each documented class and function its first line and its docstring.
+        The module's docstring, then for each documented public class and function its signature and its docstring, in
+        the order of the source.
     """
-    tree, parts = ast.parse(source), []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
+    tree = ast.parse(source)
+    parts = [ast.get_docstring(tree) or ""]
+    for node in _definitions(tree):
         text = ast.get_docstring(node)
-        if text and not getattr(node, "name", "").startswith("_"):
-            parts.append(text.strip() if isinstance(node, ast.Module) else f"{_signature(node)}\n{text.strip()}")
-    return "\n\n".join(parts)
+        if text and not node.name.startswith("_"):
+            parts.append(f"{_signature(node)}\n{text.strip()}")
+    return "\n\n".join(part.strip() for part in parts if part.strip())
 
 
-def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+def _definitions(node: ast.AST) -> Iterator[_Definition]:
+    # Expressions are most of a tree, and no definition is inside of one.
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield child
+        if isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _definitions(child)
+
+
+def _signature(node: _Definition) -> str:
     if isinstance(node, ast.ClassDef):
         return f"class {node.name}"
     return f"def {node.name}({ast.unparse(node.args)})"
@@ -314,6 +326,7 @@ def help_topics() -> Iterator[tuple[str, str]]:
 # encodings went wrong) is damage.
 _SOUND = regex.compile(r"[\p{Han}〇，。、；：？！…《》“”‘’（）「」・·\n]+")
 _HEAD = regex.compile(r"[\p{Han}〇・·、，/（）]+")
+_NAME = regex.compile(r"[\p{Han}〇《》]+")
 _PUNCTUATION = str.maketrans("()[]〔〕［］,;:?!．", "（）（）（）（），；：？！。")
 
 
@@ -336,9 +349,10 @@ def poem(title: str, author: str, paragraphs: Iterable[str]) -> str | None:
     text = regex.sub(r"([，。？！；：、）])。+", r"\1", text)
     lines = regex.findall(r"[^。？！]+[。？！]*[”’）」]*", text)
     head = (tune if words else title).translate(_PUNCTUATION).strip()
-    if not (lines and _HEAD.fullmatch(head) and _SOUND.fullmatch("".join(lines))):
+    name = author.strip().rstrip("0123456789")  # a number tells two poets of one name apart
+    if not (lines and _HEAD.fullmatch(head) and _NAME.fullmatch(name) and _SOUND.fullmatch("".join(lines))):
         return None
-    return "\n".join([f"{head.replace('・', '·')}　{author.strip()}", *lines])
+    return "\n".join([f"{head.replace('・', '·')}　{name}", *lines])
 
 
 def poems(entries: Iterable[dict[str, Any]]) -> Iterator[tuple[int, str]]:

@@ -42,16 +42,21 @@ class Instance:
     reasoning: str
     id: str
 
+    def prompt(self, cot: bool = False) -> str:
+        """The question, with the request to think step by step where there is something to think about."""
+        think = BETWEEN[self.language] + plain(self.language, "think") if cot and self.reasoning else ""
+        return self.question + think
+
     def conversation(self, cot: bool = False) -> dict[str, Any]:
         """The instance in the format of the training files.
 
         Args:
-            cot: let the answer explain itself first, and end in "So the answer is X."
+            cot: ask for a chain of thought, and let the answer give one, which ends in "So the answer is X."
         """
         value = self.answer
         if cot and self.reasoning:
             value = self.reasoning + BETWEEN[self.language] + plain(self.language, "answer", answer=self.answer)
-        turns = [{"from": "human", "value": self.question}, {"from": "gpt", "value": value}]
+        turns = [{"from": "human", "value": self.prompt(cot)}, {"from": "gpt", "value": value}]
         return {"id": self.id, "conversations": turns}
 
 

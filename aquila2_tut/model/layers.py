@@ -138,6 +138,21 @@ def packed_for_decoding(model: nn.Module) -> Iterator[None]:
             linear.__dict__.pop("packed", None)
 
 
+class _GatedProduct(torch.autograd.Function):
+    """silu(gate) * up, which keeps its two inputs and nothing in between: a third less than autograd would."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(gradient * up, gate), F.silu(gate).mul_(gradient)
+
+
 class SwiGLU(nn.Module):
     """The feed-forward block: down(silu(gate(x)) * up(x)).
 
@@ -152,7 +167,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C); in between (B, T, F)."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_GatedProduct.apply(self.gate_proj(x), self.up_proj(x)))
 
 
 class Attention(nn.Module):

@@ -1,6 +1,7 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
 from .attention_plots import Gpu, load_gpus, plot_growth, plot_roofline, plot_tiles, slope
+from .mask_view import show_mask
 from .plots import (
     label,
     page_language,
@@ -25,6 +26,7 @@ __all__ = [
     "plot_rope",
     "plot_tiles",
     "show",
+    "show_mask",
     "slope",
     "styled",
 ]

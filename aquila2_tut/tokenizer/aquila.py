@@ -71,6 +71,8 @@ def load_tokenizer(
         AssetError: the vocabulary has not been fetched yet; the message gives the command.
     """
     place = Path(name_or_folder)
+    if not place.exists():
+        place = assets.shipped(str(name_or_folder)) or place
     if place.is_dir():
         backend, roles = _from_folder(place)
     elif place.suffix == ".gguf":

@@ -25,6 +25,7 @@ from .errors import TrainError
 
 # Bytes of a chunk's logits in float32. A CPU is as fast with few tokens at a time; a GPU wants more work at once.
 _CPU_CHUNK, _GPU_CHUNK = 1 << 26, 1 << 28
+_FEW_TOKENS = 128  # with fewer at a time the products get slower
 _VOCABULARY_ROWS = 1 << 12  # of the head's gradient, added to at a time
 
 
@@ -38,9 +39,9 @@ class _Job(NamedTuple):
     dtype: torch.dtype
 
     def chunks(self) -> tuple[Tensor, ...]:
-        """The tokens in chunks of equal size."""
-        budget = _CPU_CHUNK if self.hidden.is_cpu else _GPU_CHUNK
-        at_once = max(1, budget // (4 * len(self.weight)))
+        """The tokens in chunks of equal size: an eighth of them, but not too few and not too many."""
+        budget = (_CPU_CHUNK if self.hidden.is_cpu else _GPU_CHUNK) // (4 * len(self.weight))
+        at_once = max(1, min(budget, max(_FEW_TOKENS, len(self.tokens) // 8)))
         chunks = max(1, -(-len(self.tokens) // at_once))
         return self.tokens.split(max(1, -(-len(self.tokens) // chunks)))
 
@@ -54,8 +55,8 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """What `F.cross_entropy(hidden @ head_weight.T, labels)` gives, and its gradients, without the (N, V) logits.
 
-    Under autocast the products are made in its type; softmax, sums and the gradient of the head are in float32 in any
-    case. For a head that is frozen no gradient is made.
+    Under autocast the products are made in its type; softmax and all sums over tokens, that of the head's gradient
+    too, are in float32 in any case. For a head that is frozen no gradient is made.
 
     Args:
         hidden: (N, C).

@@ -6,10 +6,8 @@ command may be killed at any moment and is simply given again.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from transformers import PreTrainedTokenizerFast, TrainingArguments
+from transformers import PreTrainedTokenizerFast
 
 from ..config import PRESETS, Aquila2Config
 from ..data import Row, corpus, pack_stream
@@ -27,76 +24,23 @@ from ..tokenizer.aquila import encode_batch, load_tokenizer
 from ..tokenizer.train import train_aquila_like
 from .checkpoints import written_whole
 from .errors import TrainError
+from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
-
-RECIPES = Path(__file__).with_name("recipes")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is pretrained; the fields of a file in `recipes`, which says what each is for.
+class Recipe(Run):
+    """How a model is pretrained.
 
     Args:
         model: a preset, or the fields of an `Aquila2Config`.
         vocab_size: tokens of the vocabulary to learn.
-        length: tokens a row.
         sources: a corpus source -> how often its texts come in every round; or of paths of one's own texts.
-        steps, batch_size, learning_rate, final_share, schedule, warmup, weight_decay, betas, clip, precision, seed,
-            save_every: as in `aquila2_tut.train.loop.Settings`.
     """
 
     model: str | dict[str, Any] = "Aquila2-Nano"
     vocab_size: int = 8192
-    length: int = 512
     sources: dict[str, int] = field(default_factory=dict)
-    steps: int = 100
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    final_share: float = 0.05
-    schedule: str = "cosine"
-    warmup: int = 10
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    precision: str = "bfloat16"
-    seed: int = 42
-    save_every: int = 100
-
-
-def load_recipe(name_or_file: str | Path, **changes: Any) -> Recipe:
-    """Reads a recipe.
-
-    Args:
-        name_or_file: the name of a file in `recipes`, or a path.
-        changes: fields to set otherwise.
-
-    Raises:
-        TrainError: no such recipe, no YAML, or a field that is unknown or of the wrong type.
-    """
-    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
-    file = known.get(str(name_or_file), Path(name_or_file))
-    if not file.is_file():
-        raise TrainError(f"no recipe {name_or_file}: neither a file nor one of {', '.join(known)}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise TrainError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise TrainError(f"{file}: a recipe is a list of `field: value` lines")
-    return Recipe(**_checked({**content, **changes}, file))
-
-
-def _checked(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Every field known and of the type of its default."""
-    known, good = dataclasses.asdict(Recipe()), {}
-    for name, value in content.items():
-        if name not in known:
-            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(known)}")
-        good[name] = tuple(value) if isinstance(value, list) else value
-        kinds = {float: (int, float), str: (str, dict)}.get(type(known[name]), (type(known[name]),))
-        if isinstance(value, bool) or not isinstance(good[name], kinds):
-            raise TrainError(f"{file}: {name} must be of type {type(known[name]).__name__}, not {value!r}")
-    return good
 
 
 # --- from texts to rows ----------------------------------------------------------------------------------------------
@@ -155,11 +99,23 @@ def make_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) 
         rows = [row for row in rows if len(row.input_ids) == recipe.length]
         if not rows:
             raise TrainError(f"the texts do not fill one row of {recipe.length} tokens: give more text, or shorten it")
-        with written_whole(folder) as place:
-            np.savez(
-                place / "rows.npz",
-                **{name: np.stack(x) for name, x in zip(Row._fields, zip(*rows, strict=True), strict=True)},
-            )
+        keep_rows(rows, recipe.length, folder)
+    return open_rows(folder)
+
+
+def keep_rows(rows: Sequence[Row], length: int, folder: Path) -> None:
+    """Writes packed rows, filled up to one length with document 0, which is padding."""
+    tables = {}
+    for name, filler in (("input_ids", 0), ("labels", -100), ("document_ids", 0)):
+        tables[name] = np.full((len(rows), length), filler, dtype=np.int32)
+        for line, row in zip(tables[name], rows, strict=True):
+            line[: len(row.input_ids)] = getattr(row, name)
+    with written_whole(folder) as place:
+        np.savez(place / "rows.npz", **tables)
+
+
+def open_rows(folder: Path) -> list[Row]:
+    """What `keep_rows` wrote."""
     with np.load(folder / "rows.npz", allow_pickle=False) as kept:
         return [Row(*row) for row in zip(*(kept[name] for name in Row._fields), strict=True)]
 
@@ -180,44 +136,6 @@ def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Aquila2C
     return Aquila2Config(**{**shape, **ids, "vocab_size": len(tokenizer), "dtype": "float32"})
 
 
-def arguments(recipe: Recipe, folder: Path, **changes: Any) -> TrainingArguments:
-    """A recipe in the terms of transformers."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
-    plain = {
-        "output_dir": str(folder),
-        "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "warmup_steps": recipe.warmup,
-        "weight_decay": recipe.weight_decay,
-        "adam_beta1": recipe.betas[0],
-        "adam_beta2": recipe.betas[1],
-        "max_grad_norm": recipe.clip,
-        "bf16": recipe.precision == "bfloat16",
-        "seed": recipe.seed,
-        "save_steps": recipe.save_every,
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        "logging_first_step": True,
-        "report_to": "tensorboard",
-        "include_num_input_tokens_seen": "all",
-        "use_cpu": not torch.cuda.is_available(),
-        "optim": "adamw_torch_fused",
-        "remove_unused_columns": False,
-        **_schedule(recipe),
-    }
-    return TrainingArguments(**{**plain, **changes})
-
-
-def _schedule(recipe: Recipe) -> dict[str, Any]:
-    if recipe.schedule == "cosine":
-        share = {"min_lr_rate": recipe.final_share}
-        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": share}
-    if recipe.schedule == "linear":
-        return {"lr_scheduler_type": "linear"}
-    raise TrainError(f"schedule: {recipe.schedule!r} is neither cosine nor linear")
-
-
 def pretrain(recipe: Recipe, folder: Path) -> Path:
     """Trains a model from nothing, or goes on where an earlier call with the same folder was stopped.
 
@@ -232,7 +150,9 @@ def pretrain(recipe: Recipe, folder: Path) -> Path:
         TrainError: the folder belongs to another recipe, or the texts are unusable.
         AssetError: texts of the recipe have not been fetched.
     """
-    _claim(folder, recipe)
+    claim(folder, recipe)
+    if (folder / "model").is_dir():
+        return folder / "model"
     tokenizer = make_tokenizer(recipe, folder / "tokenizer")
     rows = make_rows(recipe, tokenizer, folder / "rows")
     torch.manual_seed(recipe.seed)
@@ -242,26 +162,6 @@ def pretrain(recipe: Recipe, folder: Path) -> Path:
     return save_model(model, folder / "tokenizer", folder / "model", log=trainer.state.log_history)
 
 
-def _claim(folder: Path, recipe: Recipe) -> None:
-    """A folder belongs to one recipe; a run with another would mix two."""
-    content = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    file = folder / "recipe.json"
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [name for name in content if content[name] != before.get(name)]
-        if changed:
-            name = changed[0]
-            raise TrainError(
-                f"{folder} holds a run with {name}={before.get(name)!r}, not {content[name]!r}: a run goes on with the "
-                "recipe it began with. Give that, or another folder"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "recipe.json.new"
-    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(fresh, file)
-
-
 def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: list[dict[str, float]]) -> Path:
     """Writes a model in bfloat16 with its tokenizer and the log of its training: what is shipped."""
     with written_whole(target) as place:
@@ -269,44 +169,3 @@ def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: li
         (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
         (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
     return target
-
-
-# --- the command -----------------------------------------------------------------------------------------------------
-
-
-def run_cli(argv: Sequence[str], text: dict[str, str]) -> int:
-    """The command ``aquila2-tut pretrain``.
-
-    Args:
-        argv: what follows ``pretrain`` on the command line.
-        text: the messages in the reader's language.
-
-    Returns:
-        The exit status.
-
-    Raises:
-        TrainError: see `load_recipe` and `pretrain`.
-    """
-    options = _parser(text).parse_args(argv)
-    changes = {name: getattr(options, name) for name in ("steps", "batch_size", "seed") if getattr(options, name)}
-    if options.text:
-        missing = [path for path in options.text if not Path(path).exists()]
-        if missing:
-            raise TrainError(f"{missing[0]}: there is no such file or folder")
-        changes["sources"] = dict.fromkeys(options.text, 1)
-    recipe = load_recipe(options.preset, **changes)
-    print(pretrain(recipe, Path(options.out or f"runs/{Path(options.preset).stem}")))
-    return 0
-
-
-def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aquila2-tut pretrain", description=text["pretrain"], add_help=False)
-    parser.add_argument("--preset", default="nano", metavar="NAME", help=text["preset"])
-    parser.add_argument("--out", metavar="DIR", help=text["out"])
-    parser.add_argument("--text", nargs="+", metavar="PATH", help=text["own_text"])
-    parser.add_argument("--steps", type=int, metavar="N", help=text["steps"])
-    parser.add_argument("--batch-size", type=int, metavar="N", help=text["batch_size"])
-    parser.add_argument("--seed", type=int, metavar="N", help=text["run_seed"])
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", metavar="LANG", help=text["lang"])  # the caller has chosen the text by it already
-    return parser

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -58,16 +59,17 @@ class Aquila2Trainer(Trainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def resume_or_train(self) -> None:
-        """Trains; goes on from the last checkpoint in `output_dir` if there is one.
-
-        Raises:
-            TrainError: the loss became something that is not a number.
-        """
+        """Trains; goes on from the last checkpoint in `output_dir` if there is one."""
         folder = Path(self.args.output_dir)
         if self.args.should_save:
             forget_unfinished(folder)
         found = checkpoints(folder)
-        self.train(resume_from_checkpoint=str(found[-1]) if found else None)
+        if found and int(found[-1].name.rpartition("-")[2]) >= self.args.max_steps > 0:
+            # transformers would take one step more than was asked for.
+            self._load_from_checkpoint(str(found[-1]))
+            self.state = TrainerState.load_from_json(str(found[-1] / TRAINER_STATE_NAME))
+        else:
+            self.train(resume_from_checkpoint=str(found[-1]) if found else None)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

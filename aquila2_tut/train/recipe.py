@@ -1,0 +1,161 @@
+"""Recipes: how a run goes, in a file that says so, and the same in the terms of transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from transformers import TrainingArguments
+
+from .errors import TrainError
+
+FOLDER = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every recipe says; as in `aquila2_tut.train.loop.Settings`.
+
+    Args:
+        length: tokens a row.
+        steps: how often the weights move; 0 for once through the data.
+        batch_size: rows a step.
+        learning_rate: the highest; `warmup` steps lead to it, and it falls to `final_share` of it.
+        schedule: "cosine" or "linear"; the latter falls to nothing.
+        weight_decay, betas: of AdamW.
+        clip: the largest norm of the gradients.
+        precision: "float32" or "bfloat16".
+        seed: of the data's order and of the first weights.
+        save_every: steps between two checkpoints.
+    """
+
+    length: int = 512
+    steps: int = 100
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    final_share: float = 0.05
+    schedule: str = "cosine"
+    warmup: int = 10
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    precision: str = "bfloat16"
+    seed: int = 42
+    save_every: int = 100
+
+
+AnyRun = TypeVar("AnyRun", bound=Run)
+
+
+def load_recipe(kind: type[AnyRun], name_or_file: str | Path, **changes: Any) -> AnyRun:
+    """Reads a recipe.
+
+    Args:
+        kind: what it is a recipe for.
+        name_or_file: the name of a file in `recipes`, or a path.
+        changes: fields to set otherwise.
+
+    Raises:
+        TrainError: no such recipe, no YAML, or a field that is unknown or of the wrong type.
+    """
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    file = known.get(str(name_or_file), Path(name_or_file))
+    if not file.is_file():
+        raise TrainError(f"no recipe {name_or_file}: neither a file nor one of {', '.join(known)}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TrainError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise TrainError(f"{file}: a recipe is a list of `field: value` lines")
+    return kind(**_checked(kind, {**content, **changes}, file))
+
+
+def _checked(kind: type[Run], content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Every field known and of the type of its default."""
+    known, good = dataclasses.asdict(kind()), {}
+    for name, value in content.items():
+        if name not in known:
+            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(known)}")
+        good[name] = tuple(value) if isinstance(value, list) else value
+        kinds = {float: (int, float)}.get(type(known[name]), (type(known[name]), *([dict] if name == "model" else [])))
+        if isinstance(value, bool) or not isinstance(good[name], kinds):
+            raise TrainError(f"{file}: {name} must be of type {type(known[name]).__name__}, not {value!r}")
+    return good
+
+
+def arguments(run: Run, folder: Path, **changes: Any) -> TrainingArguments:
+    """A recipe in the terms of transformers.
+
+    Args:
+        run: the recipe.
+        folder: gets the checkpoints, and TensorBoard's files in `logs`.
+        changes: arguments to set otherwise.
+
+    Raises:
+        TrainError: no such schedule.
+    """
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
+    plain = {
+        "output_dir": str(folder),
+        "max_steps": run.steps or -1,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": run.batch_size,
+        "learning_rate": run.learning_rate,
+        "warmup_steps": run.warmup,
+        "weight_decay": run.weight_decay,
+        "adam_beta1": run.betas[0],
+        "adam_beta2": run.betas[1],
+        "max_grad_norm": run.clip,
+        "bf16": run.precision == "bfloat16",
+        "seed": run.seed,
+        "save_steps": run.save_every,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "logging_first_step": True,
+        "report_to": "tensorboard" if find_spec("tensorboard") else "none",
+        "include_num_input_tokens_seen": "all",
+        "use_cpu": not torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+        "remove_unused_columns": False,
+        **_schedule(run),
+    }
+    return TrainingArguments(**{**plain, **changes})
+
+
+def _schedule(run: Run) -> dict[str, Any]:
+    if run.schedule == "cosine":
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": run.final_share}}
+    if run.schedule == "linear":
+        return {"lr_scheduler_type": "linear"}
+    raise TrainError(f"schedule: {run.schedule!r} is neither cosine nor linear")
+
+
+def claim(folder: Path, recipe: Run) -> None:
+    """A folder belongs to one recipe: a run with another would mix two.
+
+    Raises:
+        TrainError: the folder holds a run of another recipe.
+    """
+    content = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    file = folder / "recipe.json"
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name in content:
+            if content[name] != before.get(name):
+                raise TrainError(
+                    f"{folder} holds a run with {name}={before.get(name)!r}, not {content[name]!r}: a run goes on with "
+                    "the recipe it began with. Give that, or another folder"
+                )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / "recipe.json.new"
+    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(fresh, file)
