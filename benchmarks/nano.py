@@ -6,9 +6,9 @@ less; it is taken text by text. SmolLM2-135M-Instruct (4 bits a weight) is slow 
 source; Nano's figure beside it is of the same texts. It reads 2,048 tokens at once, Nano 512, and before a text stands
 the token that each knows from its own training.
 
-The chat model: right answers to held-out instances of the generated tasks, asked plainly and asked to think, beside the
-most frequent answer and a guess among the names in the story; and chrF of translations of held-out sentences, beside
-the translation of the most similar sentence in the training part.
+The chat model: right answers to held-out instances of the generated tasks, asked plainly and asked to think step by
+step, beside the most frequent answer and a guess among the names in the story; and chrF of translations of held-out
+sentences, beside the translation of the most similar sentence in the training part.
 
     python benchmarks/nano.py [--model data/Aquila2-Nano] [--chat data/Aquila2-Nano-Chat] [--quick] [--json FILE]
 """
@@ -166,7 +166,7 @@ def measure_tasks(answer: Callable[[list[str]], list[str]], count: int) -> dict[
     """Task and language -> accuracy of the model, asked plainly and asked to think, and of the simple answers."""
     from aquila2_tut.data import generate
     from aquila2_tut.data.corpora import LANGUAGES
-    from aquila2_tut.evaluate import accuracy, guesses, held_out, majority, thinking
+    from aquila2_tut.evaluate import accuracy, guesses, held_out, majority
     from aquila2_tut.evaluate.generated import REASONING
 
     table = {}
@@ -175,8 +175,8 @@ def measure_tasks(answer: Callable[[list[str]], list[str]], count: int) -> dict[
         asked, training = held_out(task, language, count), list(islice(generate(task, language, "train"), 2000))
         table[f"{task} {language}"] = {
             "questions": count,
-            "plain": accuracy(asked, answer([one.question for one in asked])),
-            "thinking": accuracy(asked, answer([thinking(one) for one in asked])),
+            "plain": accuracy(asked, answer([one.prompt() for one in asked])),
+            "thinking": accuracy(asked, answer([one.prompt(cot=True) for one in asked])),
             "most frequent": accuracy(asked, majority(training, count)),
             "guess": accuracy(asked, guesses(training, asked)),
         }
