@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
+from aquila2_tut import AutoLoader, assets
 from aquila2_tut.config import Aquila2Config
 from aquila2_tut.data import Instance, generate
 from aquila2_tut.evaluate import (
@@ -189,3 +190,18 @@ def test_what_is_known_comes_back():
     assert memory.translate("☃☃☃") in [chinese for _, chinese in PAIRS]
     with pytest.raises(EvaluateError, match="no pairs"):
         NearestPair([])
+
+
+# --- what the small chat model is said to be ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_nano_chat_is_right_more_often_than_a_guess(language):
+    folder = assets.shipped("Aquila2-Nano-Chat")
+    if folder is None:
+        pytest.skip("data/Aquila2-Nano-Chat is not there yet")
+    loader = AutoLoader(model_name=str(folder), device="cpu", local_files_only=True)
+    asked, training = held_out("babi15", language, 48), list(islice(generate("babi15", language, "train"), 500))
+    outputs = ask(loader.get_model(), loader.get_tokenizer(), [one.prompt(cot=True) for one in asked], max_gen_len=80)
+    assert accuracy(asked, outputs).low > accuracy(asked, guesses(training, asked)).value
