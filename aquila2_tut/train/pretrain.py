@@ -27,6 +27,8 @@ from .errors import TrainError
 from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
 
+LOGGED = ("step", "num_input_tokens_seen", "loss", "learning_rate", "grad_norm")
+
 
 @dataclass(frozen=True)
 class Recipe(Run):
@@ -163,9 +165,27 @@ def pretrain(recipe: Recipe, folder: Path) -> Path:
 
 
 def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: list[dict[str, float]]) -> Path:
-    """Writes a model in bfloat16 with its tokenizer and the log of its training: what is shipped."""
+    """Writes a model in bfloat16 with its tokenizer and the log of its training: what is shipped.
+
+    Args:
+        model: what was trained.
+        tokenizer: a folder with tokenizer.json.
+        target: the folder to make.
+        log: the Trainer's own; how long things took stays behind.
+    """
+    model.config.use_cache = True  # the Trainer turned it off
     with written_whole(target) as place:
         model.to(torch.bfloat16).save_pretrained(place)
         (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
-        (place / "log.json").write_text(json.dumps(log), encoding="utf-8")
+        entries = [
+            {name: _rounded(entry[name]) for name in LOGGED if name in entry} for entry in log if "loss" in entry
+        ]
+        lines = ",\n".join(json.dumps(entry) for entry in entries)
+        (place / "log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        for file in place.iterdir():
+            file.chmod(0o644)
     return target
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
