@@ -64,10 +64,11 @@ class Aquila2Trainer(Trainer):
         if self.args.should_save:
             forget_unfinished(folder)
         found = checkpoints(folder)
-        if found and int(found[-1].name.rpartition("-")[2]) >= self.args.max_steps > 0:
+        state = TrainerState.load_from_json(str(found[-1] / TRAINER_STATE_NAME)) if found else None
+        if state and state.global_step >= state.max_steps:
             # transformers would take one step more than was asked for.
             self._load_from_checkpoint(str(found[-1]))
-            self.state = TrainerState.load_from_json(str(found[-1] / TRAINER_STATE_NAME))
+            self.state = state
         else:
             self.train(resume_from_checkpoint=str(found[-1]) if found else None)
 
