@@ -185,7 +185,7 @@ def plot_sweep(losses: Points, start: float) -> None:
     axes.plot(rates, values, "o-", color=BLUE, linewidth=2)
     axes.plot([best], [losses[best]], "o", color=ORANGE, markersize=10)
     axes.axhline(start, color=MUTED, linestyle="--", linewidth=1.2)
-    axes.text(rates[0], start, label("before training", "训练前"), va="bottom")
+    axes.text(rates[len(rates) // 2], start, label("before training", "训练前"), ha="center", va="bottom")
     axes.set(xscale="log", xlabel=label("highest learning rate", "最高学习率"))
     axes.set_ylabel(label("last loss (nats)", "最后的损失（奈特）"))
     axes.xaxis.set_major_locator(FixedLocator(rates))
