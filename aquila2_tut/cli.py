@@ -185,7 +185,7 @@ def _chat(rest: list[str], text: dict[str, str]) -> int:
 
 def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"{PROGRAM} chat", description=text["chat"], add_help=False)
-    parser.add_argument("--model", default="SmolLM2-135M", help=text["model"])
+    parser.add_argument("--model", default=text["default_model"], help=text["model"])
     parser.add_argument("--model-dir", metavar="DIR", help=text["model_dir"])
     parser.add_argument("--device", default="auto", help=text["device"])
     parser.add_argument("--dtype", default="auto", help=text["dtype"])

@@ -1,6 +1,7 @@
 """Bits per byte against transformers' own loss, against one token at a time, and against what can be said by hand."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -8,12 +9,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from aquila2_tut import AutoLoader, assets
 from aquila2_tut.config import Aquila2Config
-from aquila2_tut.evaluate import Bits, EvaluateError, bits_per_byte, difference, interval
+from aquila2_tut.data import corpus
+from aquila2_tut.evaluate import Bits, EvaluateError, NGram, bits_per_byte, difference, interval
 from aquila2_tut.evaluate.bits import spans
 from aquila2_tut.evaluate.intervals import bootstrap, wilson
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.tokenizer import load_tokenizer
+from aquila2_tut.tokenizer import encode_batch, load_tokenizer
 from aquila2_tut.tokenizer.train import train_aquila_like
 
 LINES = ["The cat sat on the mat, and nobody asked it why.", "小猫坐在垫子上，没有人问它为什么。", "a", "Open file…"]
@@ -161,3 +164,38 @@ def test_a_difference_is_of_the_same_texts():
     other = [Bits(10.0 * hard + 5, 10) for hard in range(1, 30)]
     assert difference(one, other) == pytest.approx((-0.5, -0.5, -0.5))
     assert interval(one).high - interval(one).low > 1
+
+
+# --- what the small model is said to be ---
+
+
+@pytest.fixture(scope="module")
+def nano():
+    folder = assets.shipped("Aquila2-Nano")
+    if folder is None:
+        pytest.skip("data/Aquila2-Nano is not there yet")
+    loader = AutoLoader(model_name=str(folder), device="cpu", local_files_only=True)
+    return loader.get_model(), loader.get_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def counted(nano):
+    """A 5-gram model of the texts that Nano was trained on, with Nano's vocabulary."""
+    _, tokenizer = nano
+    try:
+        training = [document.text for document in corpus("train")]
+    except assets.AssetError as error:
+        pytest.skip(f"asset not fetched: {error}")
+    encoded = encode_batch(tokenizer, training)
+    return NGram(([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in encoded), len(tokenizer))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sources", [("libreoffice-en", "dialogues-en"), ("libreoffice-zh", "dialogues-zh")])
+def test_nano_needs_less_than_counting_does(nano, counted, sources):
+    model, tokenizer = nano
+    texts = [document.text for source in sources for document in islice(corpus("held-out", [source]), 24)]
+    encoded = encode_batch(tokenizer, texts)
+    needed = counted.bits([tokenizer.bos_token_id, *ids] for ids in encoded)
+    by_counting = [Bits(bits, len(text.encode())) for bits, text in zip(needed, texts, strict=True)]
+    assert difference(bits_per_byte(model, tokenizer, texts), by_counting).value < 0

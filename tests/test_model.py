@@ -14,7 +14,7 @@ from aquila2_tut.config import Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate
 from aquila2_tut.model.attention import triton_obstacle
 from aquila2_tut.model.documents import AttentionError
-from aquila2_tut.model.layers import Linear, RMSNorm, _onednn_linear_works, packed_for_decoding
+from aquila2_tut.model.layers import Linear, RMSNorm, _GatedProduct, _onednn_linear_works, packed_for_decoding
 from aquila2_tut.model.modeling import ModelError, packed_positions
 from aquila2_tut.model.weights import load_model
 
@@ -80,9 +80,11 @@ def test_logits_equal_llama(seed, padding):
     reference, ours = pair(seed)
     ids, mask, positions = batch(seed, ours.config.vocab_size, padding)
     expected = reference(ids, attention_mask=mask, position_ids=positions).logits
-    assert worst(ours(ids, attention_mask=mask).logits, expected, mask) == 0.0
-    with torch.no_grad():  # here oneDNN multiplies
-        assert worst(ours(ids, attention_mask=mask).logits, expected, mask) <= FLOOR
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert worst(ours(ids, attention_mask=mask).logits, expected, mask) == 0.0
+    for wanted in (True, False):  # here oneDNN multiplies
+        with torch.set_grad_enabled(wanted):
+            assert worst(ours(ids, attention_mask=mask).logits, expected, mask) <= FLOOR
 
 
 @torch.no_grad()
@@ -166,6 +168,32 @@ def test_onednn_linear_in_float64(shape):
     with torch.no_grad():
         exact = x.double() @ linear.weight.double().T
         torch.testing.assert_close(linear(x).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [None, "x", "w"])
+def test_onednn_linear_has_the_gradients_of_float64_and_keeps_only_what_they_need(frozen):
+    linear, x = Linear(64, 48), torch.randn(2, 5, 64, requires_grad=frozen != "x")
+    linear.weight.requires_grad_(frozen != "w")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        out = linear(x)
+    out.backward(torch.ones_like(out).cumsum(-1))
+    exact_w, exact_x = linear.weight.detach().double().requires_grad_(), x.detach().double().requires_grad_()
+    (exact_x @ exact_w.T).backward(torch.ones(2, 5, 48, dtype=torch.float64).cumsum(-1))
+    for mine, exact, wanted in (
+        (x.grad, exact_x.grad, frozen != "x"),
+        (linear.weight.grad, exact_w.grad, frozen != "w"),
+    ):
+        assert (mine is not None) == wanted
+        if wanted:
+            torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-3)
+    assert len(kept) == (2 if frozen is None else 1)
+
+
+def test_the_gated_product_is_that_of_autograd():
+    gate, up = (torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_GatedProduct.apply, (gate, up))
+    assert torch.equal(_GatedProduct.apply(gate, up), torch.nn.functional.silu(gate) * up)
 
 
 @torch.no_grad()
@@ -448,15 +476,18 @@ def test_smollm2_with_onednn_is_as_near_to_float64_as_llama(smollm2):
     assert worst(ours(ids).logits.double(), exact, everywhere) <= 2 * floor < 5e-6
 
 
-def test_smollm2_gradients_equal_llama(smollm2):
+# oneDNN adds in another order; either way the gradients of this depth are 2e-5 to 5e-5 from those of float64.
+@pytest.mark.parametrize(("onednn", "floor"), [(False, FLOOR), (True, 5e-5)])
+def test_smollm2_gradients_equal_llama(smollm2, onednn, floor):
     reference, ours, ids = smollm2
     gradients = []
     for model in (reference, ours):
-        model(ids[:1, :16], labels=ids[:1, :16]).loss.backward()
+        with torch.backends.mkldnn.flags(enabled=onednn):
+            model(ids[:1, :16], labels=ids[:1, :16]).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
         model.zero_grad(set_to_none=True)
     for theirs, mine in zip(*gradients, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=FLOOR * theirs.abs().max().item())
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=floor * theirs.abs().max().item())
 
 
 @pytest.mark.slow

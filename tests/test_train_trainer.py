@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import shutil
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader, cli
-from aquila2_tut.data import collate, pack_best_fit
+from aquila2_tut.data import collate, generate, pack_best_fit
 from aquila2_tut.train import TrainError
 from aquila2_tut.train.checkpoints import UNFINISHED, checkpoints
-from aquila2_tut.train.instruct import ChatRecipe
+from aquila2_tut.train.commands import run_pretrain
+from aquila2_tut.train.instruct import ChatRecipe, conversations, instruct
 from aquila2_tut.train.pretrain import Recipe, make_rows, make_tokenizer, pretrain, training_texts
 from aquila2_tut.train.recipe import FOLDER, load_recipe
 from aquila2_tut.train.trainer import Aquila2Trainer
@@ -186,6 +188,52 @@ def test_rows_hold_every_text_with_its_marks(texts, whole):
     assert len(found) >= 290 and set(found[:-1]) <= every
 
 
+# --- teaching to answer ----------------------------------------------------------------------------------------------
+
+
+def chat_recipe(base, **changes):
+    plain = {"tasks": {"arithmetic": 30, "babi15": 10}, "files": {"about_nano.jsonl": 2}, "length": 256, "steps": 3}
+    return ChatRecipe(base=str(base), **{**plain, "batch_size": 2, "warmup": 1, "save_every": 2, **changes})
+
+
+def test_what_is_taught_is_training_instances_and_our_own_words(whole):
+    recipe = chat_recipe(whole / "model")
+    samples = list(conversations(recipe))
+    about = [sample for sample in samples if sample["id"].startswith("about-")]
+    assert len(samples) - len(about) == 2 * (30 + 10) and len(about) == 2 * 45
+    for language in ("en", "zh"):
+        test = {instance.question for instance in islice(generate("arithmetic", language, "test"), 2000)}
+        assert not test & {sample["conversations"][0]["value"] for sample in samples}
+    explained = [sample for sample in samples if "step by step" in sample["conversations"][0]["value"]]
+    assert len(explained) == 20
+    assert all("So the answer is" in sample["conversations"][1]["value"] for sample in explained)
+
+
+def test_a_model_that_was_taught_opens_as_a_chat_model(whole, tmp_path):
+    folder = instruct(chat_recipe(whole / "model"), tmp_path / "chat")
+    assert folder == tmp_path / "chat" / "model"
+    rows = np.load(tmp_path / "chat" / "rows" / "rows.npz")
+    learned = rows["labels"] != -100
+    assert 0.1 < learned.sum() / (rows["document_ids"] > 0).sum() < 0.6
+    loader = AutoLoader("aquila2", model_name=str(folder))
+    answer = loader.get_model().predict("1 + 1?", loader.get_tokenizer(), convo_template="aquila-v1", max_gen_len=3)
+    assert isinstance(answer, str)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert instruct(chat_recipe(whole / "model"), tmp_path / "chat") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_bad_chat_recipes(whole, tmp_path):
+    with pytest.raises(TrainError, match="base: there is no model nowhere"):
+        instruct(chat_recipe("nowhere"), tmp_path)
+    with pytest.raises(TrainError, match="there is no task 'chess'; known: babi15"):
+        list(conversations(chat_recipe(whole / "model", tasks={"chess": 1})))
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: nowhere")
+    with pytest.raises(TrainError, match=r"--text: .*mine\.yaml teaches to answer"):
+        run_pretrain(["--preset", str(file), "--text", "x"], cli.TEXTS["en"])
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +251,7 @@ def test_shipped_recipes_are_good(name):
         ("steps: true", "steps must be of type int, not True"),
         ("betas: 0.9", "betas must be of type tuple, not 0.9"),
         ("learning_rate: [1]", r"learning_rate must be of type float, not \[1\]"),
-        ("leraning_rate: 1", "there is no field 'leraning_rate'; known: model"),
+        ("leraning_rate: 1", "there is no field 'leraning_rate'; known: length"),
         ("- steps", "a recipe is a list of `field: value` lines"),
         ("steps: [", "no YAML"),
         ("model: [", "no YAML"),

@@ -10,7 +10,6 @@ from aquila2_tut.evaluate.generated import (
     guesses,
     held_out,
     majority,
-    thinking,
     translations,
 )
 from aquila2_tut.evaluate.intervals import Estimate, bootstrap, wilson
@@ -33,7 +32,6 @@ __all__ = [
     "held_out",
     "interval",
     "majority",
-    "thinking",
     "translations",
     "wilson",
 ]

@@ -18,12 +18,10 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from aquila2_tut.data import TASKS, Instance, generate, is_correct
-from aquila2_tut.data.tasks_words import BETWEEN
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate, bootstrap, wilson
 
 REASONING = tuple(name for name, task in TASKS.items() if not task.needs_material)
-THINK = {"en": "Think step by step.", "zh": "请一步一步地想。"}
 
 
 def held_out(task: str, language: str, count: int, seed: int = 0) -> list[Instance]:
@@ -61,11 +59,6 @@ def ask(
         for index, answer in zip(chosen, answers, strict=True):
             found[index] = answer
     return found
-
-
-def thinking(instance: Instance) -> str:
-    """The question of an instance, with the request to explain the answer first."""
-    return instance.question + BETWEEN[instance.language] + THINK[instance.language]
 
 
 def accuracy(instances: Sequence[Instance], outputs: Sequence[str]) -> Estimate:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
 
 from .errors import TrainError
-from .instruct import ChatRecipe, instruct
-from .pretrain import Recipe, pretrain
 from .recipe import FOLDER, load_recipe
 
 
@@ -28,6 +27,11 @@ def run_pretrain(argv: Sequence[str], text: dict[str, str]) -> int:
         TrainError: see `load_recipe`, `pretrain` and `instruct`.
     """
     options = _parser(text).parse_args(argv)
+    if not find_spec("accelerate"):
+        raise TrainError("transformers' Trainer needs accelerate: pip install 'aquila2-tut[train]'")
+    from .instruct import ChatRecipe, instruct
+    from .pretrain import Recipe, pretrain
+
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "seed") if getattr(options, name)}
     folder = Path(options.out or f"runs/{Path(options.preset).stem}")
     if _teaches(options.preset):

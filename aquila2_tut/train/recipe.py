@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,7 +120,7 @@ def arguments(run: Run, folder: Path, **changes: Any) -> TrainingArguments:
         "save_total_limit": 2,
         "logging_steps": 10,
         "logging_first_step": True,
-        "report_to": "tensorboard",
+        "report_to": "tensorboard" if find_spec("tensorboard") else "none",
         "include_num_input_tokens_seen": "all",
         "use_cpu": not torch.cuda.is_available(),
         "optim": "adamw_torch_fused",
