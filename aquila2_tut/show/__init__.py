@@ -12,6 +12,15 @@ from .plots import (
     show,
     styled,
 )
+from .training_plots import (
+    plot_bits,
+    plot_documents,
+    plot_losses,
+    plot_padding,
+    plot_power_law,
+    plot_schedules,
+    plot_sweep,
+)
 
 __all__ = [
     "Gpu",
@@ -19,11 +28,18 @@ __all__ = [
     "load_gpus",
     "page_language",
     "plot_attention_pattern",
+    "plot_bits",
+    "plot_documents",
     "plot_growth",
+    "plot_losses",
     "plot_memory_needs",
+    "plot_padding",
     "plot_parameter_shares",
+    "plot_power_law",
     "plot_roofline",
     "plot_rope",
+    "plot_schedules",
+    "plot_sweep",
     "plot_tiles",
     "show",
     "show_mask",

@@ -1,0 +1,87 @@
+"""How the real Aquila2 models were pretrained: what is published, and what follows from it by arithmetic."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """One pretraining run.
+
+    Args:
+        model: a preset.
+        gpu, gpus: the card, and how many of them.
+        peak: dense 16-bit operations a second that the card's data sheet promises.
+        tensor_parallel, pipeline_parallel: over how many cards a layer, and the stack of layers, is spread.
+        precision: of the products.
+        length: tokens a sample.
+        batch: samples a step.
+        samples, warmup_samples: in all, and while the learning rate rises.
+        learning_rate, final_learning_rate: the highest, and the last.
+        init_std, norm_init: standard deviation of the first matrices, and the first weights of the norms.
+        rate: tokens a second and GPU, measured by others.
+        mfu: model FLOPs utilization as published with that rate; None if it was not.
+        sources: where each figure comes from.
+    """
+
+    model: str
+    gpu: str
+    peak: float
+    gpus: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    precision: str
+    length: int
+    batch: int
+    samples: int
+    warmup_samples: int
+    learning_rate: float
+    final_learning_rate: float
+    init_std: float
+    norm_init: float
+    rate: float
+    mfu: float | None
+    sources: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run."""
+        return self.samples * self.length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch * self.length
+
+    @property
+    def steps(self) -> float:
+        """Steps, if every one has the full batch."""
+        return self.samples / self.batch
+
+    @property
+    def gpu_hours(self) -> float:
+        """GPUs times hours that the tokens take at the published rate."""
+        return self.tokens / self.rate / 3600
+
+    def flops(self, parameters: float) -> float:
+        """Operations of the whole run: six a parameter and token, two forward and four backward.
+
+        Source: Kaplan et al. 2020 (arXiv 2001.08361), section 2.1; attention proper is not counted.
+        """
+        return 6 * parameters * self.tokens
+
+    def utilization(self, parameters: float) -> float:
+        """Which share of the peak the published rate makes use of, with so many parameters.
+
+        Source: the definition of MFU in Chowdhery et al. 2022 (arXiv 2204.02311), without attention proper.
+        """
+        return 6 * parameters * self.rate / self.peak
+
+
+def published_runs() -> dict[str, PublishedRun]:
+    """The runs of `published.json`, by model."""
+    rows = json.loads(resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8"))["runs"]
+    return {row["model"]: PublishedRun(**row) for row in rows}
