@@ -1,0 +1,163 @@
+"""GPTQ against a float64 solution that inverts anew for every column, AWQ, and what both gain on a real layer."""
+
+import pytest
+import torch
+
+from aquila2_tut import assets
+from aquila2_tut.model.weights import load_model
+from aquila2_tut.quant import QuantError, awq, calibrate, gptq, output_error, round_to_nearest
+
+
+def inputs(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
+    """Correlated inputs, a few of them large, as a layer of a model sees."""
+    torch.manual_seed(seed)
+    x = torch.randn(tokens, width) @ torch.randn(width, width) / width**0.5 + 0.3 * torch.randn(tokens, 1)
+    return x * (1 + 9 * (torch.arange(width) % 11 == 3))
+
+
+def grid_of(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = rows.min(1, keepdim=True).values.clamp(max=0), rows.max(1, keepdim=True).values.clamp(min=0)
+    step = (high - low) / (2**bits - 1)
+    return step, (-low / step).round()
+
+
+def nearest(rows: torch.Tensor, step: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    return step * ((rows / step + zero).round().clamp(0, 2**bits - 1) - zero)
+
+
+def column_by_column(weight: torch.Tensor, hessian: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Optimal brain quantization in a fixed order, float64: after each column the rest solves its least squares anew.
+
+    No factor, no inverse that is updated: with F the columns to come and e the error of column j, the best that they
+    can do is to move by e H[j, F] H[F, F]^-1.
+    """
+    rest, hessian = weight.double().clone(), hessian.double()
+    hessian = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    out = torch.empty_like(rest)
+    for j in range(rest.shape[1]):
+        if j % group == 0:
+            step, zero = grid_of(rest[:, j : j + group], bits)
+        out[:, j : j + 1] = nearest(rest[:, j : j + 1], step, zero, bits)
+        error, later = rest[:, j] - out[:, j], slice(j + 1, None)
+        rest[:, later] += error[:, None] * torch.linalg.solve(hessian[later, later], hessian[later, j])
+    return out
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("width", "group"), [(24, 24), (24, 8), (30, 8), (9, 128), (1, 4)])
+def test_gptq_is_the_float64_solution(bits, width, group):
+    weight, hessian = torch.randn(7, width), calibrate([inputs(200, width)]).hessian
+    found, wanted = gptq(weight, hessian, bits, group), column_by_column(weight, hessian, bits, group)
+    # A weight in the middle of two levels may fall to either side in float32.
+    assert float(((found - wanted).abs() < 1e-4).float().mean()) == 1.0
+    assert output_error(weight, found, hessian) == pytest.approx(output_error(weight, wanted, hessian), rel=1e-3)
+
+
+def test_without_correlations_gptq_is_rounding_to_nearest():
+    """Nothing to make up with: a diagonal hessian."""
+    weight = torch.randn(7, 40)
+    assert torch.equal(gptq(weight, torch.diag(torch.rand(40) + 0.5), 3, 16), round_to_nearest(weight, 3, 16))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("group", [16, 50, 128])
+def test_round_to_nearest(bits, group):
+    """Float64 arithmetic, group by group; at most 2^bits values in a row of a group, and zero is among the levels."""
+    torch.manual_seed(0)
+    weight = torch.randn(5, 100)
+    weight[2, 30] = 0
+    found = round_to_nearest(weight, bits, group)
+    wanted = torch.cat([nearest(p, *grid_of(p, bits), bits) for p in weight.double().split(group, 1)], 1)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert found[2, 30] == 0
+    assert max(len(row.unique()) for part in found.split(group, 1) for row in part) <= 2**bits
+
+
+def test_calibration_is_the_same_in_batches():
+    x = inputs(60, 12).view(4, 15, 12)
+    found = calibrate(batch for batch in (*x, x[0, :0]))
+    flat = x.view(60, 12).double()
+    torch.testing.assert_close(found.hessian.double(), flat.t() @ flat / 60, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.magnitude.double(), flat.abs().mean(0))
+
+
+def test_the_output_error_is_that_of_the_outputs():
+    x, weight, rounded = inputs(60, 12), torch.randn(5, 12), torch.randn(5, 12)
+    wanted = (x @ (weight - rounded).t()).square().sum() / (x @ weight.t()).square().sum()
+    assert output_error(weight, rounded, calibrate([x]).hessian) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_awq_takes_the_best_power():
+    """Never worse than rounding to nearest, which is the power zero; and better where some inputs are large."""
+    torch.manual_seed(0)
+    weight, seen = torch.randn(32, 110), calibrate([inputs(400, 110)])
+    errors = []
+    for power in torch.linspace(0, 1, 21)[:-1]:
+        stretch = seen.magnitude**power
+        errors.append(output_error(weight, round_to_nearest(weight * stretch, 3, 55) / stretch, seen.hessian))
+    found = output_error(weight, awq(weight, seen, 3, 55), seen.hessian)
+    assert found == pytest.approx(min(errors), rel=0.02)
+    assert found < 0.8 * errors[0]
+
+
+def test_an_input_that_is_never_used():
+    x = inputs(100, 20)
+    x[:, 7] = 0
+    weight, seen = torch.randn(6, 20), calibrate([x])
+    for rounded in (gptq(weight, seen.hessian, 4, 8), awq(weight, seen, 4, 8)):
+        assert bool(rounded.isfinite().all())
+        assert output_error(weight, rounded, seen.hessian) < 0.02
+
+
+def test_more_columns_than_inputs():
+    """A hessian of lower rank: damping makes it one that can be inverted."""
+    weight, hessian = torch.randn(6, 64), calibrate([inputs(10, 64)]).hessian
+    nearest_error = output_error(weight, round_to_nearest(weight, 4, 32), hessian)
+    assert output_error(weight, gptq(weight, hessian, 4, 32), hessian) < nearest_error / 3
+
+
+def test_what_does_not_fit():
+    weight = torch.randn(4, 9)
+    with pytest.raises(QuantError, match="no inputs"):
+        calibrate([])
+    with pytest.raises(QuantError, match="no inputs"):
+        calibrate([torch.ones(2, 0, 9)])
+    with pytest.raises(QuantError, match=r"nan at \[1, 2\]"):
+        calibrate([torch.ones(3, 9).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(torch.nan))])
+    with pytest.raises(QuantError, match=r"9 columns .* not \(8, 8\)"):
+        gptq(weight, torch.eye(8))
+    with pytest.raises(QuantError, match="not positive definite"):
+        gptq(weight, -torch.eye(9))
+    for bits in (1, 9):
+        with pytest.raises(QuantError, match=f"from 2 to 8 bits, not {bits}"):
+            round_to_nearest(weight, bits)
+    weight[3, 3] = torch.inf
+    for call in (lambda: round_to_nearest(weight), lambda: gptq(weight, torch.eye(9))):
+        with pytest.raises(QuantError, match=r"inf at \[3, 3\]"):
+            call()
+
+
+@pytest.fixture(scope="module")
+def layer_and_inputs():
+    """A projection of SmolLM2, and what it sees of a text: one half to calibrate with, the other to judge by."""
+    model = load_model(assets.path("smollm2-135m"), torch_dtype="float32")
+    seen, linear = [], model.model.layers[10].mlp.up_proj
+    linear.register_forward_hook(lambda module, given, out: seen.append(given[0][0]))
+    torch.manual_seed(0)
+    ids = model.generate(torch.tensor([[1]]), do_sample=True, max_new_tokens=384, min_new_tokens=384, use_cache=True)
+    seen.clear()
+    with torch.inference_mode():
+        model(ids)
+    return linear.weight.detach().clone(), *seen[0].clone().chunk(2)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_a_real_layer_loses_less(layer_and_inputs, bits):
+    """The output changes less than with rounding to nearest, also for inputs that were not seen."""
+    weight, first, second = layer_and_inputs
+    seen, unseen = calibrate([first]), calibrate([second])
+    ways = [round_to_nearest(weight, bits, 64), gptq(weight, seen.hessian, bits, 64), awq(weight, seen, bits, 64)]
+    for hessian in (seen.hessian, unseen.hessian):
+        plain, compensated, stretched = (output_error(weight, way, hessian) for way in ways)
+        assert compensated < 0.8 * plain
+        assert stretched < plain
