@@ -5,6 +5,7 @@ The names below are imported when they are first used: `import aquila2_tut` cost
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from aquila2_tut.tokenizer import load_tokenizer
 
     __version__: str
+
+# As soon as anything imports bitsandbytes, it looks for one more kernel on a hub, and warns where it finds none. There is
+# nothing that a reader has to do about it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {
     "AutoLoader": "aquila2_tut.loader",
