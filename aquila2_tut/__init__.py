@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# As soon as anything imports bitsandbytes, it looks for one more kernel on a hub, and warns where it finds none. There is
-# nothing that a reader has to do about it.
+# As soon as anything imports bitsandbytes, it looks for one more kernel on a hub, and warns where it finds none. That is
+# nothing a reader has to act on.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _HOME = {

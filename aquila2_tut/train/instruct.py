@@ -5,7 +5,7 @@ The command `aquila2-tut pretrain --preset nano-chat`. As in pretraining, every 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -108,11 +108,26 @@ def chat_rows(recipe: ChatRecipe, tokenizer: PreTrainedTokenizerFast, folder: Pa
     if not (folder / "rows.npz").is_file():
         samples = list(conversations(recipe))
         Random(recipe.seed).shuffle(samples)
-        encoded = (encode_conversation(sample, tokenizer, recipe.template) for sample in samples)
+        joined = joined_at_random(samples, Random(recipe.seed))
+        encoded = (encode_conversation(sample, tokenizer, recipe.template) for sample in joined)
         rows = pack_best_fit([sample for sample in encoded if len(sample["input_ids"]) <= recipe.length], recipe.length)
         Random(recipe.seed).shuffle(rows)
         keep_rows(rows, recipe.length, folder)
     return open_rows(folder)
+
+
+def joined_at_random(samples: Sequence[dict[str, Any]], dice: Random) -> Iterator[dict[str, Any]]:
+    """Makes one conversation of one, two or three samples, so that a model learns to keep to the last question.
+
+    Args:
+        samples: conversations, in the order in which they are taken; a question at the end of one is left out.
+        dice: how many at a time.
+    """
+    rest = iter(samples)
+    while group := list(islice(rest, dice.choice((1, 1, 2, 3)))):
+        answered = (s["conversations"][: len(s["conversations"]) // 2 * 2] for s in group)
+        turns = [turn for conversation in answered for turn in conversation]
+        yield {"id": "+".join(str(sample["id"]) for sample in group), "conversations": turns}
 
 
 def instruct(recipe: ChatRecipe, folder: Path) -> Path:
