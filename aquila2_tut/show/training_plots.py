@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from .plots import BLUE, INK, MUTED, ORANGE, PALETTE, PAPER, label, new_figure, show, styled
 
 Points = Mapping[float, float]
-SEMICOLON, COLON = ("; ", "；"), (": ", "：")
+SEMICOLON, COLON, COMMA = ("; ", "；"), (": ", "："), (", ", "、")
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -64,7 +64,9 @@ def plot_documents(document_ids: Any) -> None:
     axes.set(xlabel=label("tokens", "词元"), ylabel=label("rows", "行"))
     axes.set_yticks(range(len(rows)), [str(place + 1) for place in range(len(rows))])
     axes.grid(visible=False)
-    words = [f"{place}{label(*COLON)}{', '.join(_piece_text(*p) for p in row)}" for place, row in enumerate(rows, 1)]
+    words = [
+        f"{place}{label(*COLON)}{label(*COMMA).join(_piece_text(*p) for p in row)}" for place, row in enumerate(rows, 1)
+    ]
     intro = label("Tokens of the documents in each row. ", "每行中各文档的词元数。")
     show(figure, intro + _joined(words), label("Documents packed into rows", "打包成行的文档"))
 
@@ -77,8 +79,8 @@ def _piece_text(number: int, size: int) -> str:
 
 WAYS: dict[str, tuple[str, str]] = {  # keys of `padding_share`, English, Chinese
     "full": ("every sample to full length", "全部补到最大长度"),
-    "random": ("to the longest of a random batch", "补到随机批中最长"),
-    "bucketed": ("batches of like length", "长度相近的放一批"),
+    "random": ("to the longest of a random batch", "补到随机一批中最长的"),
+    "bucketed": ("batches of like length", "长度相近的组成一批"),
     "packed": ("packed", "打包"),
 }
 
@@ -105,7 +107,7 @@ def plot_padding(shares: Mapping[str, Mapping[str, float]]) -> None:
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=len(shares))
     words = [
-        f"{name}{label(*COLON)}" + ", ".join(f"{label(*WAYS[way])} {found[way]:.1%}" for way in ways)
+        f"{name}{label(*COLON)}" + label(*COMMA).join(f"{label(*WAYS[way])} {found[way]:.1%}" for way in ways)
         for name, found in shares.items()
     ]
     show(figure, _joined(words), label("Padding in four kinds of batches", "四种组批方式的填充比例"))
@@ -128,7 +130,7 @@ def plot_schedules(schedules: Mapping[str, Sequence[float]]) -> None:
     axes.margins(x=0.01)
     figure.legend(loc="outside upper center", ncols=len(schedules))
     words = [f"{name}{label(*COLON)}{_schedule_text(rates)}" for name, rates in schedules.items()]
-    show(figure, _joined(words), label("Learning-rate schedules", "学习率的变化"))
+    show(figure, _joined(words), label("Learning-rate schedules", "学习率调度"))
 
 
 def _schedule_text(rates: Sequence[float]) -> str:
@@ -164,7 +166,7 @@ def plot_losses(curves: Mapping[str, Points], level: float | None = None) -> Non
 def _curve_text(points: Points) -> str:
     first, last = (list(points.values())[i] for i in (0, -1))
     end = f"{max(points):,.0f}"
-    return label(f"from {first:.2f} to {last:.2f} after {end} tokens", f"从 {first:.2f} 到 {end} 词元后的 {last:.2f}")
+    return label(f"from {first:.2f} to {last:.2f} after {end} tokens", f"从 {first:.2f} 到 {last:.2f}，共 {end} 个词元")
 
 
 # ---------- learning rates tried ----------
@@ -187,7 +189,7 @@ def plot_sweep(losses: Points, start: float) -> None:
     axes.axhline(start, color=MUTED, linestyle="--", linewidth=1.2)
     axes.text(rates[len(rates) // 2], start, label("before training", "训练前"), ha="center", va="bottom")
     axes.set(xscale="log", xlabel=label("highest learning rate", "最高学习率"))
-    axes.set_ylabel(label("last loss (nats)", "最后的损失（奈特）"))
+    axes.set_ylabel(label("last loss (nats)", "最终损失（奈特）"))
     axes.xaxis.set_major_locator(FixedLocator(rates))
     _plain(axes, "x")
     axes.margins(y=0.15)
@@ -223,7 +225,7 @@ def plot_power_law(points: Points, scale: float, exponent: float, span: tuple[fl
     told = label(
         f"Loss falls along a straight line of slope {-exponent:.3f} between {span[0]:,.0f} and {span[1]:,.0f} tokens; "
         f"the last point is at {points[places[-1]]:.2f}, the line at {scale * places[-1] ** -exponent:.2f}.",
-        f"在 {span[0]:,.0f} 到 {span[1]:,.0f} 词元之间，损失沿斜率 {-exponent:.3f} 的直线下降；"
+        f"在 {span[0]:,.0f} 到 {span[1]:,.0f} 个词元之间，损失沿斜率 {-exponent:.3f} 的直线下降；"
         f"最后一点为 {points[places[-1]]:.2f}，直线给出 {scale * places[-1] ** -exponent:.2f}。",
     )
     show(figure, told, label("Loss against tokens on logarithmic axes", "双对数坐标下的损失"))
@@ -256,7 +258,7 @@ def plot_bits(rows: Mapping[str, Mapping[str, Mapping[str, float]]], models: Seq
     figure.legend(loc="outside upper center", ncols=len(models))
     words = [
         f"{label(*TOGETHER.get(name, (name, name)))}{label(*COLON)}"
-        + ", ".join(f"{model} {row[model]['value']:.2f}" for model in models)
+        + label(*COMMA).join(f"{model} {row[model]['value']:.2f}" for model in models)
         for name, row in rows.items()
     ]
     show(figure, _joined(words), label("Bits per byte of held-out text", "留出文本的每字节比特数"))
