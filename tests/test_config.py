@@ -25,6 +25,9 @@ TOTALS = {
     "AquilaChat-7B": 7_295_537_152,
     "Aquila-33B": 33_434_266_112,
     "SmolLM2-135M": 134_515_008,
+    # not published but counted by hand: the table, and in each layer two norms, four projections and SwiGLU
+    "Aquila2-Nano": 8192 * 256 + 8 * (2 * 256 + 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 768) + 256,
+    "Aquila2-Nano-Chat": 8192 * 256 + 8 * (2 * 256 + 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 768) + 256,
 }
 TENSORS = {"Aquila2-7B": 291, "Aquila2-34B": 543, "Aquila2-70B-Expr": 723}
 
