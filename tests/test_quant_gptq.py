@@ -143,7 +143,7 @@ def test_what_does_not_fit():
 
 @pytest.fixture(scope="module")
 def layer_and_inputs():
-    """A projection of SmolLM2, and what it sees of a text: every other part to calibrate with, the others to judge by."""
+    """A projection of SmolLM2, and what it sees of a text: half the parts to calibrate with, half to judge by."""
     model = load_model(assets.path("smollm2-135m"), torch_dtype="float32")
     model.model.layers = model.model.layers[:11]
     seen, linear = [], model.model.layers[10].mlp.up_proj

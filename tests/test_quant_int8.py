@@ -136,6 +136,12 @@ def test_mixed_product_is_the_papers(threshold):
     assert distance(found, decomposed(x, weight, threshold)) < 1e-5
 
 
+def test_a_magnitude_at_the_threshold_is_an_outlier():
+    x = torch.tensor([[-6.0, 0.1], [0.013, 0.1]])
+    out = mixed_product(x, quantize_int8(torch.eye(2)))
+    torch.testing.assert_close(out, x, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_product_in_half_precision(dtype):
     x, weight = with_outliers().to(dtype), torch.randn(50, 96) / 10
