@@ -106,6 +106,13 @@ def test_a_thousand_random_tensors(bnb):
         assert_as_bitsandbytes(bnb, x, (32, 64, 128, 256)[seed % 4])
 
 
+def test_ties_fall_as_theirs_do(bnb):
+    """Numbers exactly between two levels, and their neighbours on both sides."""
+    middles = torch.tensor(nf4._NF4_MIDDLES)
+    x = torch.cat([torch.ones(1), middles, middles.nextafter(torch.ones(())), middles.nextafter(-torch.ones(()))])
+    assert_as_bitsandbytes(bnb, F.pad(x, (0, 64 - len(x))), 64)
+
+
 @pytest.fixture(scope="module")
 def smollm2():
     return load_model(assets.path("smollm2-135m"), torch_dtype="bfloat16")
@@ -290,6 +297,15 @@ def test_under_autocast(dtype, given):
     assert [a.dtype for a in found] == [b.dtype for b in wanted] == [dtype, given]
     for a, b in zip(found, wanted, strict=True):
         assert_near(a, b)
+
+
+def test_under_autocast_weights_are_made_in_its_type(monkeypatch):
+    """Not in float32 and then cast, which would take three times the memory."""
+    layer, _ = layers()
+    made, make = [], Linear4bit.dequantized
+    monkeypatch.setattr(Linear4bit, "dequantized", lambda self, dtype: made.append(dtype) or make(self, dtype))
+    results(layer, torch.randn(5, 96), torch.bfloat16)
+    assert made == [torch.bfloat16] * 2
 
 
 def test_gradients_are_the_derivatives():

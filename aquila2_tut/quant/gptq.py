@@ -187,7 +187,6 @@ def awq(weight: Tensor, calibration: Calibration, bits: int = 4, group: int = 12
     best, least = weight, torch.inf
     for power in torch.linspace(0, 1, _TRIED + 1)[:-1].tolist():
         stretch = calibration.magnitude.clamp(min=1e-4) ** power
-        stretch = stretch / (stretch.max() * stretch.min()).sqrt()
         rounded = round_to_nearest(weight * stretch, bits, group) / stretch
         if (error := output_error(weight, rounded, calibration.hessian)) < least:
             best, least = rounded, error

@@ -47,7 +47,7 @@ def _groups(x: Tensor, per: Grouping) -> Tensor:
     """The numbers that share a scale, (groups, n); the last block is filled up with zeros."""
     if not x.numel():
         return x.new_empty(0, 1)
-    if per == "tensor":
+    if per == "tensor" or not x.ndim:
         return x.reshape(1, -1)
     if per == "row":
         return x.reshape(-1, x.shape[-1])
