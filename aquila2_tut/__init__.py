@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# As soon as anything imports bitsandbytes, it looks for one more kernel on a hub, and warns where it finds none. That is
+# Whatever imports bitsandbytes makes it look for one more kernel on a hub, and warn where it finds none. That is
 # nothing a reader has to act on.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 

@@ -2,7 +2,8 @@
 
 A block of 64 weights is divided by its largest magnitude, each is replaced by the nearest of 16 levels in [-1, 1], and
 two codes share a byte. Double quantization stores the blocks' scales in 8 bits as well. Codes and scales are those of
-bitsandbytes, bit for bit, and lie in the same order.
+bitsandbytes, bit for bit, and lie in the same order; of the doubly quantized scales, one in several hundred is the
+neighbouring one of the 256 levels.
 
 Source: Dettmers et al. 2023 (arXiv 2305.14314), section 3; for the 8-bit levels of the scales, Dettmers et al. 2022
 (arXiv 2110.02861), section 1.3.
