@@ -3,6 +3,7 @@
 import importlib
 import random
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, St
 
 from aquila2_tut import assets
 from aquila2_tut.config import Aquila2Config
-from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate
+from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate, torch_products
 from aquila2_tut.model.attention import triton_obstacle
 from aquila2_tut.model.documents import AttentionError
 from aquila2_tut.model.layers import Linear, RMSNorm, _GatedProduct, _onednn_linear_works, packed_for_decoding
@@ -80,7 +81,7 @@ def test_logits_equal_llama(seed, padding):
     reference, ours = pair(seed)
     ids, mask, positions = batch(seed, ours.config.vocab_size, padding)
     expected = reference(ids, attention_mask=mask, position_ids=positions).logits
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch_products():
         assert worst(ours(ids, attention_mask=mask).logits, expected, mask) == 0.0
     for wanted in (True, False):  # here oneDNN multiplies
         with torch.set_grad_enabled(wanted):
@@ -461,7 +462,7 @@ def smollm2():
 @torch.no_grad()
 def test_smollm2_logits_equal_llama(smollm2):
     reference, ours, ids = smollm2
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch_products():
         assert torch.equal(ours(ids).logits, reference(ids).logits)
 
 
@@ -482,7 +483,7 @@ def test_smollm2_gradients_equal_llama(smollm2, onednn, floor):
     reference, ours, ids = smollm2
     gradients = []
     for model in (reference, ours):
-        with torch.backends.mkldnn.flags(enabled=onednn):
+        with nullcontext() if onednn else torch_products():
             model(ids[:1, :16], labels=ids[:1, :16]).loss.backward()
         gradients.append([p.grad for p in model.parameters()])
         model.zero_grad(set_to_none=True)

@@ -6,6 +6,7 @@ Beside attention stand `documents` (padding and packing), `flash` (the Triton ke
 
 from .attention import attention, attention_weights
 from .documents import Documents
+from .layers import torch_products
 from .modeling import Aquila2ForCausalLM, Aquila2Model
 from .rope import inverse_frequencies, rotary_tables, rotate
 
@@ -18,4 +19,5 @@ __all__ = [
     "inverse_frequencies",
     "rotary_tables",
     "rotate",
+    "torch_products",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,23 @@ def _onednn_linear_works() -> bool:
         return False
 
 
+_ONEDNN_WANTED = ContextVar("onednn_wanted", default=True)
+
+
+@contextlib.contextmanager
+def torch_products() -> Iterator[None]:
+    """Within the block every product is torch's own, and sums in the order in which transformers' products do."""
+    before = _ONEDNN_WANTED.set(False)
+    try:
+        yield
+    finally:
+        _ONEDNN_WANTED.reset(before)
+
+
 def _for_onednn(x: Tensor) -> bool:
     # A tensor subclass (a fake tensor, a functional one) has its own idea of what an operator does.
     plain = x.is_cpu and type(x) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
-    return plain and torch.backends.mkldnn.enabled and _onednn_linear_works()
+    return plain and _ONEDNN_WANTED.get() and torch.backends.mkldnn.enabled and _onednn_linear_works()
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
@@ -95,7 +109,7 @@ class Linear(nn.Linear):
 
     A float32 product on a CPU goes to oneDNN, which torch itself calls only for half precision:
     `benchmarks/inference.py` and `benchmarks/pretrain.py` show what that gains. Everything else is torch's own linear
-    map, and so is this inside `torch.backends.mkldnn.flags(enabled=False)`.
+    map, and so is this inside `torch_products`.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
