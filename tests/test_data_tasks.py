@@ -270,6 +270,9 @@ def test_synonyms_are_other_words_for_terms_that_are_used():
 # --- conversations and judging ---
 
 
+THINK = {"en": "Think step by step.", "zh": "请一步一步地想。"}
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_an_instance_accepts_its_own_answer_and_no_other(task, language):
@@ -280,7 +283,9 @@ def test_an_instance_accepts_its_own_answer_and_no_other(task, language):
             sample = instance.conversation(cot)
             assert sorted(sample) == ["conversations", "id"]
             human, gpt = sample["conversations"]
-            assert human == {"from": "human", "value": instance.question}
+            assert human["from"] == "human" and human["value"].startswith(instance.question)
+            asked = human["value"].removeprefix(instance.question).strip()
+            assert asked == (THINK[language] if cot and instance.reasoning else "")
             assert gpt["from"] == "gpt"
             assert is_correct(instance, gpt["value"])
             assert is_correct(instance, f"  {gpt['value']}\n")
