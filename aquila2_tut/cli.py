@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from aquila2_tut.terminal import printable
+from aquila2_tut.terminal import add_common, printable
 
 PROGRAM = "aquila2-tut"
 FAILED, INTERRUPTED = 2, 130
@@ -73,7 +73,7 @@ def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
         add_help=False,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help=text["version"])
-    _add_common(parser, text)
+    add_common(parser, text)
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=" | ".join(COMMANDS))
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
     return parser
@@ -85,11 +85,6 @@ class _Version(argparse.Action):
 
         print(f"{PROGRAM} {__version__}")
         parser.exit()
-
-
-def _add_common(parser: argparse.ArgumentParser, text: dict[str, str]) -> None:
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", choices=sorted(TEXTS), help=text["lang"])
 
 
 def _assets(rest: list[str], text: dict[str, str]) -> int:
@@ -109,7 +104,7 @@ def _data(rest: list[str], text: dict[str, str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    _add_common(parser, text)
+    add_common(parser, text)
     parser.add_argument("action", choices=DATA_COMMANDS, metavar="ACTION", help=" | ".join(DATA_COMMANDS))
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help=argparse.SUPPRESS)
     arguments = parser.parse_args(rest)
@@ -133,7 +128,7 @@ def _data_show(rest: list[str], text: dict[str, str]) -> int:
 def _data_stats(rest: list[str], text: dict[str, str]) -> int:
     from aquila2_tut.data import stats
 
-    return stats.run_cli(rest, text, text["tag"])
+    return stats.run_cli(rest, text)
 
 
 def _data_fetch(rest: list[str], text: dict[str, str]) -> int:
@@ -197,7 +192,7 @@ def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--topk", type=int, default=15, help=text["topk"])
     parser.add_argument("--seed", type=int, default=123, help=text["seed"])
     parser.add_argument("--max-gen-len", type=int, default=200, help=text["max_gen_len"])
-    _add_common(parser, text)
+    add_common(parser, text)
     return parser
 
 

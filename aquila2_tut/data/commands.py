@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from aquila2_tut.data.conversations import checked_samples
 from aquila2_tut.data.corpora import DataError
-from aquila2_tut.terminal import printable
+from aquila2_tut.terminal import add_common, printable
 
 
 def run_check(argv: list[str], text: Mapping[str, str]) -> int:
@@ -107,6 +107,5 @@ def _has_colours() -> bool:
 
 def _parser(name: str, text: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"aquila2-tut data {name}", description=text[name], add_help=False)
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", choices=("en", "zh"), help=text["lang"])
+    add_common(parser, text)
     return parser

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -128,17 +127,10 @@ def dialogues(language: str) -> list[list[str]]:
     """
     if language not in LANGUAGES:
         raise DataError(f"there are no dialogues in {language!r}; known: {', '.join(LANGUAGES)}")
-    files = [data for name, data in _members("chatterbot-corpus", ".yml") if name.parent.name == LANGUAGES[language]]
+    found = readers.zip_files(assets.path("chatterbot-corpus"), ".yml")
+    files = [data.decode("utf-8") for name, data in found if PurePosixPath(name).parent.name == LANGUAGES[language]]
     # The base loader leaves every word a string: to the others "yes" is true and "1984" a number.
     return [turns for data in files for turns in yaml.load(data, Loader=yaml.BaseLoader)["conversations"]]
-
-
-def _members(asset: str, ending: str) -> Iterator[tuple[PurePosixPath, str]]:
-    """The path and the text of an archive's files of one kind, in the order of their paths."""
-    with zipfile.ZipFile(assets.path(asset)) as box:
-        for name in sorted(box.namelist()):
-            if name.endswith(ending):
-                yield PurePosixPath(name), box.read(name).decode("utf-8")
 
 
 # --- the readers of SOURCES ------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .masking import IGNORED
 from .readers import DataError
 
-IGNORED = -100  # a label that takes no part in the loss, as in torch's cross_entropy
 Sample = Mapping[str, Sequence[int]]
 _Piece = tuple[np.ndarray, np.ndarray]  # token ids and labels of one document, or of a part of it
 

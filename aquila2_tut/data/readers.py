@@ -376,6 +376,15 @@ def json_members(archive: Path, ending: str = ".json") -> Iterator[tuple[str, An
     Yields:
         (path, what the file says)
     """
+    return ((name, json.loads(data)) for name, data in zip_files(archive, ending))
+
+
+def zip_files(archive: Path, ending: str) -> Iterator[tuple[str, bytes]]:
+    """The files of a zip whose path has one ending, in the order of their paths.
+
+    Yields:
+        (path, content)
+    """
     with zipfile.ZipFile(archive) as box:
         for name in sorted(name for name in box.namelist() if name.endswith(ending)):
-            yield name, json.loads(box.read(name))
+            yield name, box.read(name)

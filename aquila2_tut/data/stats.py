@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from aquila2_tut import assets
 from aquila2_tut.data.corpora import SOURCES, documents, source_named
 from aquila2_tut.data.splits import SPLITS, duplicates, split_of
+from aquila2_tut.terminal import add_common
 
 COLUMNS = ("source", "documents", "characters", "bytes", "train", "held_out", "exact", "near")
 
@@ -65,13 +66,12 @@ def statistics(source: str) -> Statistics:
     )
 
 
-def run_cli(argv: Sequence[str], text: dict[str, str], language: str) -> int:
+def run_cli(argv: Sequence[str], text: dict[str, str]) -> int:
     """The command ``aquila2-tut data stats``.
 
     Args:
         argv: what follows ``stats`` on the command line.
         text: the messages in the reader's language.
-        language: which one that is, "en" or "zh".
 
     Returns:
         The exit status.
@@ -80,7 +80,7 @@ def run_cli(argv: Sequence[str], text: dict[str, str], language: str) -> int:
     parser.add_argument("--json", action="store_true", help=text["json"])
     arguments = parser.parse_args(argv)
     rows = [statistics(source) for source in arguments.sources or SOURCES]
-    print(_as_json(rows) if arguments.json else _card(rows, text, language))
+    print(_as_json(rows) if arguments.json else _card(rows, text))
     return 0
 
 
@@ -106,8 +106,7 @@ def run_fetch(argv: Sequence[str], text: dict[str, str]) -> int:
 def _parser(action: str, text: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"aquila2-tut data {action}", description=text[action], add_help=False)
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=", ".join(SOURCES))
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", metavar="LANG", help=text["lang"])  # the caller has chosen the text by it already
+    add_common(parser, text)
     return parser
 
 
@@ -120,7 +119,7 @@ def _as_json(rows: Sequence[Statistics]) -> str:
     return json.dumps(cards, ensure_ascii=False, indent=2)
 
 
-def _card(rows: Sequence[Statistics], text: dict[str, str], language: str) -> str:
+def _card(rows: Sequence[Statistics], text: dict[str, str]) -> str:
     """The figures as a table, and under it what each source is."""
     table = [[text[f"stats_{column}"] for column in COLUMNS]]
     table += [[row.source, *(f"{value:,}" for value in list(asdict(row).values())[1:])] for row in rows]
@@ -128,7 +127,7 @@ def _card(rows: Sequence[Statistics], text: dict[str, str], language: str) -> st
     lines = ["  ".join(_pad(cell, width) for cell, width in zip(line, widths, strict=True)) for line in table]
     for row in rows:
         source = SOURCES[row.source]
-        lines += ["", f"{row.source}: {source.what[language]}", f"  {source.licence}", f"  {source.attribution}"]
+        lines += ["", f"{row.source}: {source.what[text['tag']]}", f"  {source.licence}", f"  {source.attribution}"]
     return "\n".join(lines)
 
 

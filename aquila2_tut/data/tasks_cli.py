@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aquila2_tut.data.corpora import LANGUAGES, DataError
 from aquila2_tut.data.tasks import SPLITS, TASKS, Instance, generate
+from aquila2_tut.terminal import add_common
 
 
 def run_tasks(argv: list[str], text: dict[str, str]) -> int:
@@ -69,6 +70,5 @@ def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--cot", action="store_true", help=text["task_cot"])
     parser.add_argument("--jsonl", action="store_true", help=text["task_jsonl"])
     parser.add_argument("--file", type=Path, metavar="FILE", help=text["task_file"])
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", choices=["en", "zh"], help=text["lang"])
+    add_common(parser, text)
     return parser

@@ -104,6 +104,11 @@ def tiled_costs(shape: AttentionShape, *, causal: bool, block: int) -> Costs:
     return Costs(4 * tiles * block * block * shape.head_dim, read + 2 * shape.query_bytes + logsumexp)
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether there is something to look at: not on the meta device, and not in a rehearsal with fake tensors."""
+    return type(x) is Tensor and not x.is_meta
+
+
 class _LiveBytes(TorchDispatchMode):
     """Watches every operator and adds up the tensors that are alive after it."""
 

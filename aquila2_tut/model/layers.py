@@ -72,6 +72,11 @@ def _for_onednn(x: Tensor) -> bool:
     return plain and _ONEDNN_WANTED.get() and torch.backends.mkldnn.enabled and _onednn_linear_works()
 
 
+def _float32_by_onednn(x: Tensor, w: Tensor) -> bool:
+    # oneDNN knows no empty product.
+    return x.dtype == w.dtype == torch.float32 and x.numel() > 0 and _for_onednn(x)
+
+
 def product(x: Tensor, w: Tensor) -> Tensor:
     """x W^T where no gradient is wanted: by oneDNN if both are float32 on a CPU, which is twice as fast.
 
@@ -82,7 +87,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
     Returns:
         (..., out).
     """
-    if x.dtype == w.dtype == torch.float32 and x.numel() and _for_onednn(x):  # oneDNN knows no empty product
+    if _float32_by_onednn(x, w):
         return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     return F.linear(x, w)
 
@@ -120,8 +125,7 @@ class Linear(nn.Linear):
         w = self.weight
         packed = self.__dict__.get("packed")
         if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-            by_hand = x.dtype == w.dtype == torch.float32 and x.numel() and _for_onednn(x)
-            return _OneDNNLinear.apply(x, w) if by_hand else F.linear(x, w)
+            return _OneDNNLinear.apply(x, w) if _float32_by_onednn(x, w) else F.linear(x, w)
         if packed is None or x.numel() != x.shape[-1] or x.dtype != w.dtype or not _for_onednn(x):
             return product(x, w)
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")

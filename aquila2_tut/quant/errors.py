@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..model.costs import has_values
+
 
 class QuantError(ValueError):
     """Something that cannot be put into few bits, or codes that do not fit together."""
-
-
-def has_values(x: Tensor) -> bool:
-    """Whether there is something to look at: not on the meta device, and not in a rehearsal with fake tensors."""
-    return type(x) is Tensor and not x.is_meta
 
 
 def refuse_non_finite(x: Tensor, absmax: Tensor) -> None:

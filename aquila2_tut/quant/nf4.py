@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import QuantError, has_values, refuse_non_finite
+from ..model.costs import has_values
+from .errors import QuantError, refuse_non_finite
 from .linear import QuantizedLinear
 
 SCALES_BLOCK = 256  # scales that share a scale of their own, with double quantization

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from .errors import TrainError
 
 UNFINISHED = ".unfinished-"  # begins the name of a folder that is being written
 
@@ -62,6 +66,25 @@ def forget_unfinished(folder: Path) -> None:
     """Removes what a run that was killed has left half written."""
     for left in folder.glob(UNFINISHED + "*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def refuse_other_settings(place: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on with the settings it began with, or it would be a mixture of two.
+
+    Args:
+        place: the run, or its checkpoint.
+        before: its settings as JSON gave them back.
+        now: those that are asked for.
+
+    Raises:
+        TrainError: one of them is another; the message names it.
+    """
+    for name, value in json.loads(json.dumps(now)).items():
+        if value != before.get(name):
+            raise TrainError(
+                f"{place} holds a run with {name}={before.get(name)!r}, not {value!r}: a run goes on with the settings "
+                "it began with. Give those, or another folder"
+            )
 
 
 _STEP = re.compile(r"checkpoint-(\d+)")

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
+from ..terminal import add_common
 from .errors import TrainError
-from .recipe import FOLDER, load_recipe
+from .recipe import load_recipe, read_recipe
 
 
 def run_pretrain(argv: Sequence[str], text: dict[str, str]) -> int:
@@ -34,7 +33,7 @@ def run_pretrain(argv: Sequence[str], text: dict[str, str]) -> int:
 
     changes = {name: getattr(options, name) for name in ("steps", "batch_size", "seed") if getattr(options, name)}
     folder = Path(options.out or f"runs/{Path(options.preset).stem}")
-    if _teaches(options.preset):
+    if "base" in read_recipe(options.preset)[1]:  # it begins with a model that is there
         if options.text:
             raise TrainError(f"--text: {options.preset} teaches to answer, and takes no plain texts")
         print(instruct(load_recipe(ChatRecipe, options.preset, **changes), folder))
@@ -48,17 +47,6 @@ def run_pretrain(argv: Sequence[str], text: dict[str, str]) -> int:
     return 0
 
 
-def _teaches(name_or_file: str) -> bool:
-    """Whether a recipe begins with a model that is there: it names its `base`."""
-    own = FOLDER / f"{name_or_file}.yaml"
-    file = own if own.is_file() else Path(name_or_file)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return False  # load_recipe tells what is wrong
-    return isinstance(content, dict) and "base" in content
-
-
 def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aquila2-tut pretrain", description=text["pretrain"], add_help=False)
     parser.add_argument("--preset", default="nano", metavar="NAME", help=text["preset"])
@@ -67,6 +55,5 @@ def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, metavar="N", help=text["steps"])
     parser.add_argument("--batch-size", type=int, metavar="N", help=text["batch_size"])
     parser.add_argument("--seed", type=int, metavar="N", help=text["run_seed"])
-    parser.add_argument("-h", "--help", action="help", help=text["show_help"])
-    parser.add_argument("--lang", metavar="LANG", help=text["lang"])  # the caller has chosen the text by it already
+    add_common(parser, text)
     return parser

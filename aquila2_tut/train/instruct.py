@@ -29,8 +29,6 @@ from .pretrain import keep_rows, open_rows, save_model
 from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
 
-LONGEST_PAIR = {"en": 160, "zh": 60}  # characters of a sentence to translate
-
 
 @dataclass(frozen=True)
 class ChatRecipe(Run):
@@ -62,7 +60,7 @@ def conversations(recipe: ChatRecipe) -> Iterator[dict[str, Any]]:
         if name not in TASKS:
             raise TrainError(f"tasks: there is no task {name!r}; known: {', '.join(TASKS)}")
         for language in _languages(name):
-            options = {"split": "train", "seed": recipe.seed} | _material(name, "train")
+            options = {"split": "train", "seed": recipe.seed} | _material(name)
             for number, instance in enumerate(islice(generate(name, language, **options), count)):
                 yield instance.conversation(cot=number % 2 == 1)
     for language in LANGUAGES:
@@ -84,23 +82,14 @@ def _languages(task: str) -> tuple[str, ...]:
     return only.get(task, tuple(LANGUAGES))
 
 
-def _material(task: str, split: str) -> dict[str, Any]:
-    """What a task is made of, where it is made of something: texts of one split, which are not split again."""
+def _material(task: str) -> dict[str, Any]:
+    """What a task is made of, where it is made of something: training texts, which are not split again."""
     if task.startswith("translate"):
-        return {"material": short_pairs(split), "split": "all"}
+        return {"material": aligned_pairs("train"), "split": "all"}
     if task == "next-line":
-        poems = corpus(split, ["songci", "yuanqu"])
+        poems = corpus("train", ["songci", "yuanqu"])
         return {"material": [document.text.split("\n")[1:] for document in poems], "split": "all"}
     return {}
-
-
-def short_pairs(split: str) -> list[tuple[str, str]]:
-    """The aligned pairs of a split that are short enough to be asked for."""
-    return [
-        (english, chinese)
-        for english, chinese in aligned_pairs(split)
-        if len(english) <= LONGEST_PAIR["en"] and len(chinese) <= LONGEST_PAIR["zh"]
-    ]
 
 
 def chat_rows(recipe: ChatRecipe, tokenizer: PreTrainedTokenizerFast, folder: Path) -> list[Row]:
@@ -112,7 +101,7 @@ def chat_rows(recipe: ChatRecipe, tokenizer: PreTrainedTokenizerFast, folder: Pa
         encoded = (encode_conversation(sample, tokenizer, recipe.template) for sample in joined)
         rows = pack_best_fit([sample for sample in encoded if len(sample["input_ids"]) <= recipe.length], recipe.length)
         Random(recipe.seed).shuffle(rows)
-        keep_rows(rows, recipe.length, folder)
+        keep_rows(rows, folder)
     return open_rows(folder)
 
 

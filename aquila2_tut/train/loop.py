@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..data.packing import Row, collate
-from .checkpoints import checkpoints, forget_unfinished, written_whole
+from .checkpoints import checkpoints, forget_unfinished, refuse_other_settings, written_whole
 from .errors import TrainError
 from .loss import causal_loss
 
@@ -90,13 +90,15 @@ def batches(rows: Sequence[Row], settings: Settings, step: int, pad_id: int) -> 
     Every row comes once before any comes a second time; each round has an order of its own.
     """
     wanted = settings.batch_size * settings.accumulation
-    chosen = []
-    for place in range(step * wanted, (step + 1) * wanted):
-        round_, index = divmod(place, len(rows))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed + round_))
-        chosen.append(rows[order[index]])
+    places = [divmod(place, len(rows)) for place in range(step * wanted, (step + 1) * wanted)]
+    orders = {round_: _order(len(rows), settings.seed + round_) for round_ in dict(places)}
+    chosen = [rows[orders[round_][index]] for round_, index in places]
     for first in range(0, wanted, settings.batch_size):
         yield collate(chosen[first : first + settings.batch_size], pad_id)
+
+
+def _order(count: int, seed: int) -> list[int]:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
@@ -199,7 +201,8 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, se
     if not found:
         return []
     run = json.loads((found[-1] / "run.json").read_text(encoding="utf-8"))
-    _require_same(run["settings"], json.loads(json.dumps(asdict(settings))), found[-1])
+    now = asdict(settings) | {"save_every": run["settings"]["save_every"]}  # it changes no weights
+    refuse_other_settings(found[-1], run["settings"], now)
     model.load_state_dict(load_file(found[-1] / "weights.safetensors"), strict=False)
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in load_file(found[-1] / "optimizer.safetensors").items():
@@ -208,13 +211,3 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, se
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(load_file(found[-1] / "chance.safetensors")["cpu"])
     return [Step(**step) for step in run["log"]]
-
-
-def _require_same(before: dict[str, Any], now: dict[str, Any], place: Path) -> None:
-    changed = [name for name in now if now[name] != before.get(name) and name != "save_every"]
-    if changed:
-        name = changed[0]
-        raise TrainError(
-            f"{place} belongs to a run with {name}={before.get(name)!r}, not {now[name]!r}: a run goes on with the "
-            "settings it began with. Use them, or another folder"
-        )

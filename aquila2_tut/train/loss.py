@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..model.costs import has_values
 from ..model.layers import Linear, product
 from .errors import TrainError
 
@@ -85,9 +86,9 @@ def chunked_cross_entropy(
 
 def _labelled(labels: Tensor, ignore_index: int) -> Tensor:
     """The places of the labels that count: all of them where labels have no values, as in a rehearsal."""
-    if type(labels) is not Tensor or labels.is_meta:
-        return torch.arange(len(labels), device=labels.device)
-    return (labels != ignore_index).nonzero().flatten()
+    if has_values(labels):
+        return (labels != ignore_index).nonzero().flatten()
+    return torch.arange(len(labels), device=labels.device)
 
 
 def _product_type(hidden: Tensor) -> torch.dtype:
@@ -104,7 +105,7 @@ def _check(job: _Job) -> None:
         )
     if job.dtype == hidden.dtype != weight.dtype:
         raise TrainError(f"hidden is {hidden.dtype} and the head {weight.dtype}: cast one of them, or use autocast")
-    if type(labels) is Tensor and not labels.is_meta and len(job.tokens):
+    if has_values(labels) and len(job.tokens):
         low, high = labels[job.tokens].aminmax()
         if low < 0 or high >= len(weight):
             wrong = int(low if low < 0 else high)

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..config import PRESETS, Aquila2Config
-from ..data import Row, corpus, pack_stream
+from ..data import Row, collate, corpus, pack_stream
 from ..model import Aquila2ForCausalLM
 from ..tokenizer.aquila import encode_batch, load_tokenizer
 from ..tokenizer.train import train_aquila_like
@@ -101,17 +101,13 @@ def make_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, folder: Path) 
         rows = [row for row in rows if len(row.input_ids) == recipe.length]
         if not rows:
             raise TrainError(f"the texts do not fill one row of {recipe.length} tokens: give more text, or shorten it")
-        keep_rows(rows, recipe.length, folder)
+        keep_rows(rows, folder)
     return open_rows(folder)
 
 
-def keep_rows(rows: Sequence[Row], length: int, folder: Path) -> None:
+def keep_rows(rows: Sequence[Row], folder: Path) -> None:
     """Writes packed rows, filled up to one length with document 0, which is padding."""
-    tables = {}
-    for name, filler in (("input_ids", 0), ("labels", -100), ("document_ids", 0)):
-        tables[name] = np.full((len(rows), length), filler, dtype=np.int32)
-        for line, row in zip(tables[name], rows, strict=True):
-            line[: len(row.input_ids)] = getattr(row, name)
+    tables = {name: table.numpy().astype(np.int32) for name, table in collate(rows, pad_id=0).items()}
     with written_whole(folder) as place:
         np.savez(place / "rows.npz", **tables)
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
+from .checkpoints import refuse_other_settings
 from .errors import TrainError
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -54,16 +55,17 @@ class Run:
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
-def load_recipe(kind: type[AnyRun], name_or_file: str | Path, **changes: Any) -> AnyRun:
-    """Reads a recipe.
+def read_recipe(name_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Finds and reads the file of a recipe.
 
     Args:
-        kind: what it is a recipe for.
         name_or_file: the name of a file in `recipes`, or a path.
-        changes: fields to set otherwise.
+
+    Returns:
+        The file, and what it says, not yet checked.
 
     Raises:
-        TrainError: no such recipe, no YAML, or a field that is unknown or of the wrong type.
+        TrainError: no such recipe, or no YAML.
     """
     known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     file = known.get(str(name_or_file), Path(name_or_file))
@@ -75,6 +77,21 @@ def load_recipe(kind: type[AnyRun], name_or_file: str | Path, **changes: Any) ->
         raise TrainError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise TrainError(f"{file}: a recipe is a list of `field: value` lines")
+    return file, content
+
+
+def load_recipe(kind: type[AnyRun], name_or_file: str | Path, **changes: Any) -> AnyRun:
+    """Reads and checks a recipe.
+
+    Args:
+        kind: what it is a recipe for.
+        name_or_file: see `read_recipe`.
+        changes: fields to set otherwise.
+
+    Raises:
+        TrainError: see `read_recipe`; or a field that is unknown or of the wrong type.
+    """
+    file, content = read_recipe(name_or_file)
     return kind(**_checked(kind, {**content, **changes}, file))
 
 
@@ -85,9 +102,10 @@ def _checked(kind: type[Run], content: dict[str, Any], file: Path) -> dict[str, 
         if name not in known:
             raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(known)}")
         good[name] = tuple(value) if isinstance(value, list) else value
-        kinds = {float: (int, float)}.get(type(known[name]), (type(known[name]), *([dict] if name == "model" else [])))
-        if isinstance(value, bool) or not isinstance(good[name], kinds):
-            raise TrainError(f"{file}: {name} must be of type {type(known[name]).__name__}, not {value!r}")
+        expected = type(known[name])
+        also = {"model": dict}.get(name, int if expected is float else expected)
+        if isinstance(value, bool) or not isinstance(good[name], expected | also):
+            raise TrainError(f"{file}: {name} must be of type {expected.__name__}, not {value!r}")
     return good
 
 
@@ -139,23 +157,16 @@ def _schedule(run: Run) -> dict[str, Any]:
 
 
 def claim(folder: Path, recipe: Run) -> None:
-    """A folder belongs to one recipe: a run with another would mix two.
+    """Makes a folder that of one recipe.
 
     Raises:
-        TrainError: the folder holds a run of another recipe.
+        TrainError: it holds a run of another one.
     """
-    content = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    file = folder / "recipe.json"
+    content, file = dataclasses.asdict(recipe), folder / "recipe.json"
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name in content:
-            if content[name] != before.get(name):
-                raise TrainError(
-                    f"{folder} holds a run with {name}={before.get(name)!r}, not {content[name]!r}: a run goes on with "
-                    "the recipe it began with. Give that, or another folder"
-                )
-        return
+        return refuse_other_settings(folder, json.loads(file.read_text(encoding="utf-8")), content)
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "recipe.json.new"
     fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(fresh, file)
+    return None
