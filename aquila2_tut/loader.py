@@ -61,7 +61,8 @@ class AutoLoader:
         lora_dir: folder of a LoRA adapter, put on the model with peft.
         qlora_dir: folder of an adapter trained with Q-LoRA: the model is loaded in NF4 under it.
         quantization_config: a quantization configuration of transformers, or the name of one: "nf4", "nf4-single",
-            "int8" (bitsandbytes), "torchao-int8", "torchao-int4". A checkpoint that is quantized already needs none.
+            "int8" (bitsandbytes), "torchao-int8", "torchao-int4"; "gguf" leaves the four-bit codes of a GGUF file as
+            they are, on a CPU. A checkpoint that is quantized already needs none.
         device: "auto" (cuda, else mps, else cpu) or a torch device.
         torch_dtype: "auto", a torch dtype or its name. "auto" keeps the checkpoint's, with float16 where the device
             has no bfloat16, and float32 for small models on a CPU.
@@ -167,11 +168,13 @@ class AutoLoader:
 
     def _load_quantized(self) -> Aquila2ForCausalLM:
         from aquila2_tut.quant.backends import load_with_library, named_config
-        from aquila2_tut.quant.stored import half_type
+        from aquila2_tut.quant.stored import half_type, load_gguf_codes
 
         dtype, settings = self._dtype or half_type(self.config), self.quantization_config
         if dtype == torch.bfloat16 and not self._dtype and not _has_bfloat16(self.device):
             dtype = torch.float16
+        if settings == "gguf":
+            return load_gguf_codes(self.path, self.config, self.device)
         if isinstance(settings, str):
             settings = named_config(settings, self.config, dtype, self.device)
         return load_with_library(self.path, self.config, settings, dtype, self.device)

@@ -83,7 +83,7 @@ def named_config(name: str, config: Aquila2Config, dtype: torch.dtype, device: t
         QuantError: there is no such name, the library is missing, or the device cannot run it.
     """
     if name not in CONFIGS:
-        known = ", ".join(CONFIGS)
+        known = ", ".join([*CONFIGS, "gguf"])
         raise QuantError(f"quantization {name!r} is not one of {known}, nor a configuration of transformers")
     library, make = CONFIGS[name]
     need(library)

@@ -35,19 +35,25 @@ def kernel_works() -> bool:
 class Int4Linear(QuantizedLinear):
     """A linear map with four-bit codes for bfloat16 numbers on a CPU, made of a `GridLinear`.
 
-    Other types of input are multiplied with the dequantized weight. Offsets of groups are rounded to bfloat16.
+    A weight is step * code + offset. Other types of input are multiplied with the dequantized weight.
 
     Args:
-        layer: the codes; see `fits`.
+        linear: gives the sizes, the weights' type and the bias.
+        codes: (out, in), from 0 to 15.
+        steps, offsets: (out, groups), of each group of columns; they are rounded to bfloat16.
     """
 
-    def __init__(self, layer: GridLinear) -> None:
+    def __init__(self, linear: nn.Linear | QuantizedLinear, codes: Tensor, steps: Tensor, offsets: Tensor) -> None:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int().contiguous(), 1)
+        levels = torch.stack([steps.float(), offsets.float() + _MIDDLE * steps.float()], -1)
+        super().__init__(linear, {"packed": packed, "levels": levels.transpose(0, 1).to(torch.bfloat16).contiguous()})
+        self.group = linear.in_features // steps.shape[1]
+
+    @classmethod
+    def of_grid(cls, layer: GridLinear) -> Int4Linear:
+        """The same codes in the kernel's order; see `fits`."""
         codes, steps, zeros = layer.codes()
-        offsets = steps.float() * (_MIDDLE - zeros.float())
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.t().int().contiguous(), 1)
-        levels = torch.stack([steps.float(), offsets], -1).to(torch.bfloat16)
-        super().__init__(layer, {"packed": packed, "levels": levels})
-        self.group = layer.group
+        return cls(layer, codes.t(), steps.t(), (-steps.float() * zeros).t())
 
     @staticmethod
     def fits(layer: nn.Module) -> bool:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from ..config import Aquila2Config
+from ..gguf import GGUFFile
 from ..model import Aquila2ForCausalLM
+from ..model.layouts import half_rotation
 from ..model.weights import open_checkpoint, stored_generation_config
 from .errors import QuantError
 from .grid import GridLinear
-from .int4 import Int4Linear
+from .int4 import Int4Linear, kernel_works
 from .int8 import Linear8bit
 from .methods import LINEARS, Scheme
 from .nf4 import DYNAMIC_CODE, NF4_CODE, SCALES_BLOCK, Linear4bit
@@ -168,10 +170,54 @@ def load_grids(path: Path, config: Aquila2Config, dtype: torch.dtype, device: to
     model.tie_weights()
     for name, module in list(model.named_modules()):
         if Int4Linear.fits(module):
-            model.set_submodule(name, Int4Linear(module))
+            model.set_submodule(name, Int4Linear.of_grid(module))
     model.config.dtype, model.config.quantization_config = dtype, facts
     model.generation_config = stored_generation_config(path, plain)
     return model.eval().requires_grad_(False)
+
+
+def load_gguf_codes(path: Path, config: Aquila2Config, device: torch.device) -> Aquila2ForCausalLM:
+    """Loads a GGUF file and leaves its four-bit codes what they are: nothing is rounded twice, or made larger.
+
+    Args:
+        path: a file whose linear maps are in Q4_0 or Q4_1.
+        config: the model's shape.
+        device: a CPU.
+
+    Returns:
+        The model in evaluation mode, in bfloat16.
+
+    Raises:
+        QuantError: not such a file, or no kernel for it here.
+    """
+    if not path.is_file() or device.type != "cpu" or not kernel_works():
+        raise QuantError('quantization "gguf" is for a GGUF file, on a CPU for which torch has the four-bit kernel')
+    dtype = torch.bfloat16
+    with torch.device("meta"), no_init_weights():
+        model = Aquila2ForCausalLM(config)
+    with ExitStack() as stack:
+        file, checkpoint = stack.enter_context(GGUFFile(path)), open_checkpoint(path, config, stack)
+        for stored in file.tensors:
+            if (name := checkpoint.layout.target(stored)) is None:
+                continue
+            stem = name.removesuffix(".weight")
+            if stem.endswith(LINEARS):
+                model.set_submodule(stem, _kept_codes(file, stored, stem, model.get_submodule(stem), config))
+            else:
+                tensor = torch.from_numpy(file.tensor(stored)).to(dtype)
+                model.get_submodule(stem).weight = nn.Parameter(tensor)
+    model.tie_weights()
+    model.config.dtype, model.generation_config = dtype, stored_generation_config(path, config)
+    return model.eval().requires_grad_(False)
+
+
+def _kept_codes(file: GGUFFile, stored: str, stem: str, linear: nn.Linear, config: Aquila2Config) -> Int4Linear:
+    if (found := file.codes(stored)) is None:
+        raise QuantError(f"{file.path}: tensor {stored} is not in Q4_0 or Q4_1")
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(stem.rpartition(".")[2])
+    parts = (torch.from_numpy(part) for part in found)
+    linear.to(torch.bfloat16)
+    return Int4Linear(linear, *(half_rotation(part, heads) if heads else part for part in parts))
 
 
 def _bits_and_group(facts: dict[str, Any], path: Path) -> tuple[int, int]:
