@@ -23,10 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from ..model.layers import DecoderLayer
-from ..model.weights import Checkpoint, open_checkpoint, read_parameters
+from ..model.weights import Checkpoint, open_checkpoint, read_parameters, stored_generation_config
 from .errors import QuantError
 from .methods import Scheme, embedded, quantize_layer
 from .stored import fill, half_type, stored_as, stored_config, with_grids
@@ -41,6 +42,7 @@ def quantize_checkpoint(
     scheme: Scheme,
     ids: Tensor | None = None,
     device: torch.device | str = "cpu",
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: bool = True,
 ) -> Path:
     """Writes a quantized copy of a checkpoint.
@@ -51,10 +53,11 @@ def quantize_checkpoint(
         scheme: how.
         ids: (rows, T) token ids of real text, for the methods that calibrate.
         device: what computes.
+        tokenizer: written beside the weights, so that the folder is all that is needed.
         progress: show a bar.
 
     Returns:
-        `out`, with weights and configuration; the tokenizer is the caller's to add.
+        `out`.
 
     Raises:
         QuantError: `out` is there, an unfinished run there had other settings, or weights cannot be rounded.
@@ -74,6 +77,9 @@ def quantize_checkpoint(
     config = stored_config(run.checkpoint.config, scheme)
     _write_index(place, config.num_hidden_layers)
     config.save_pretrained(place)
+    stored_generation_config(source, config).save_pretrained(place)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(place)
     (place / _SETTINGS).unlink()
     if out.exists():
         out.rmdir()
