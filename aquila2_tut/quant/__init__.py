@@ -1,19 +1,25 @@
 """Few bits a weight, written to be read: `nf4`, `int8` and `gptq`."""
 
 from .errors import QuantError
-from .gptq import Calibration, awq, calibrate, gptq, output_error, round_to_nearest
+from .gptq import Calibration, awq, awq_stretch, calibrate, gptq, output_error
+from .grid import GridLinear, GridTensor, round_to_nearest
+from .int4 import Int4Linear
 from .int8 import Int8Tensor, Linear8bit, dequantize_int8, integer_product, mixed_product, quantize_int8
 from .nf4 import NF4_CODE, Linear4bit, NF4Tensor, dequantize_nf4, quantize_nf4, storage_bytes
 
 __all__ = [
     "NF4_CODE",
     "Calibration",
+    "GridLinear",
+    "GridTensor",
+    "Int4Linear",
     "Int8Tensor",
     "Linear4bit",
     "Linear8bit",
     "NF4Tensor",
     "QuantError",
     "awq",
+    "awq_stretch",
     "calibrate",
     "dequantize_int8",
     "dequantize_nf4",
