@@ -158,6 +158,29 @@ def look_at_inputs(
     return {name: calibration for names, calibration in found.items() for name in names}
 
 
+@torch.no_grad()
+def inputs_of(model: Aquila2ForCausalLM, name: str, ids: Tensor) -> list[Tensor]:
+    """What one linear map of each decoder layer is given.
+
+    Args:
+        model: any.
+        name: of the map in a layer, such as "mlp.down_proj".
+        ids: (rows, T) token ids.
+
+    Returns:
+        (rows * T, in) for each layer.
+    """
+    found: list[Tensor] = []
+    maps = [layer.get_submodule(name) for layer in model.model.layers]
+    hooks = [m.register_forward_pre_hook(lambda _, args: found.append(args[0].flatten(0, 1))) for m in maps]
+    try:
+        model.model(ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
 def _quantized(linear: nn.Linear, scheme: Scheme, seen: Calibration | None) -> nn.Module:
     if scheme.method == "nf4":
         return Linear4bit(linear, double_quant=scheme.double_quant)
