@@ -192,7 +192,7 @@ def awq_stretch(weights: Sequence[Tensor], calibration: Calibration, bits: int =
 
 def _change(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
     """||X (W - Q)^T||^2 a token."""
-    change = weight.float() - rounded
+    change = weight.detach().float() - rounded
     return float(((change @ hessian) * change).sum())
 
 
