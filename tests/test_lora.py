@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -682,7 +683,7 @@ def test_one_kind_of_adapter_goes_into_a_folder(tmp_path):
     with pytest.raises(TrainError, match="the model has 2"):
         save_lora(model, tmp_path)
     with pytest.raises(TrainError, match="the model has 0"):
-        save_lora(tiny(), tmp_path)
+        save_lora(tiny(), tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -707,3 +708,17 @@ def test_merged_checkpoint(tmp_path):
     with pytest.raises(TrainError, match="adapter for Aquila2-Nano, and this model is Aquila2-Nano-Chat"):
         merge_checkpoint(shipped("Aquila2-Nano-Chat"), tmp_path / "adapter", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_merged_checkpoint_of_a_base_without_a_tokenizer_gets_that_of_its_name(tmp_path):
+    base = tmp_path / "Aquila2-Nano"
+    ignored = shutil.ignore_patterns("tokenizer.json")
+    shutil.copytree(shipped("Aquila2-Nano"), base, ignore=ignored)
+    (base / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    model = nano()
+    add_lora(model)
+    save_lora(model, tmp_path / "adapter")
+    out = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    assert load_tokenizer(out).get_vocab() == load_tokenizer("Aquila2-Nano").get_vocab()
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    assert torch.equal(load_model(out).lm_head.weight, load_model(base).lm_head.weight)
