@@ -106,6 +106,7 @@ class AutoLoader:
 
         Raises:
             LoaderError: if it is not found, does not fit into memory, or a library is missing.
+            TrainError: if the adapter was trained beside another model.
         """
         return self._model
 
@@ -288,6 +289,9 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     _need("peft", "pip install 'aquila2-tut[train]'")
     from peft import PeftModel
 
+    from aquila2_tut.train.adapters import check_fit
+
+    check_fit(model, folder)
     return PeftModel.from_pretrained(model, folder)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader, assets, loader, locate
 from aquila2_tut.locate import LoaderError, find, missing_weights
 from aquila2_tut.quant import QuantError
+from aquila2_tut.train import TrainError
 
 TINY = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 COMMIT = "a" * 40
@@ -473,6 +474,16 @@ def test_an_adapter_changes_the_model_as_its_matrices_say(source, adapter):
     ids = torch.arange(8)[None]
     torch.testing.assert_close(tuned(input_ids=ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
     assert callable(tuned.predict) and tuned.aquila_name is None
+
+
+def test_an_adapter_of_another_model_is_refused(adapter):
+    pytest.importorskip("peft", reason="peft is not installed")
+    with pytest.raises(TrainError, match=r"layers.0.self_attn.q_proj.lora_A has shape \(1, 16\); this model's map has"):
+        AutoLoader("aquila2", "Aquila2-Nano", lora_dir=adapter, device="cpu").get_model()
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": "BAAI/Aquila2-7B"}))
+    with pytest.raises(TrainError, match="adapter for BAAI/Aquila2-7B, and this model is Aquila2-Nano: "):
+        AutoLoader("aquila2", "Aquila2-Nano", lora_dir=adapter, device="cpu").get_model()
 
 
 # --- the package's front door ---

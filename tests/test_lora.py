@@ -1,13 +1,18 @@
 """LoRA by hand against peft: values, gradients, training, files; and what a step keeps in memory."""
 
 import copy
+import functools
 import json
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from transformers import BitsAndBytesConfig
 
 from aquila2_tut import AutoLoader, load_tokenizer
 from aquila2_tut.assets import shipped
@@ -15,18 +20,21 @@ from aquila2_tut.config import Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.model.layers import Linear
 from aquila2_tut.model.weights import load_model
-from aquila2_tut.quant import Linear4bit, Linear8bit
+from aquila2_tut.quant import GridLinear, Linear4bit, Linear8bit, round_to_nearest
+from aquila2_tut.quant.methods import Scheme, quantize_model
 from aquila2_tut.train import (
     LoRALinear,
     TrainError,
     add_lora,
     causal_loss,
     load_lora,
+    lora,
     lora_state,
     merge_all,
     merge_checkpoint,
     save_lora,
 )
+from aquila2_tut.train.lora import lora_layers
 
 INPUTS, OUTPUTS, RANK = 128, 64, 4  # bitsandbytes mixes blocks up on a CPU where a row is no multiple of one
 HALVES = (torch.bfloat16, torch.float16)
@@ -153,13 +161,26 @@ def test_shapes(shape, dropout):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.norm()))
 
 
-def test_an_input_without_gradient():
-    """As in the first layer of a frozen model: the adapter learns all the same."""
-    layer, x = adapted(plain()), torch.randn(5, INPUTS)
+def test_an_input_without_gradient(monkeypatch):
+    """As in the first layer of a frozen model: the adapter learns all the same, and one product less is made."""
+    layer, x, made = adapted(plain()), torch.randn(5, INPUTS), []
+    monkeypatch.setattr(lora, "product", lambda x, w: made.append(w.shape) or F.linear(x, w))
     wanted = results(layer, x)
+    assert len(made) == 2 + 4
+    made.clear()
     (layer(x) * torch.linspace(-1, 1, 5 * OUTPUTS).view(5, -1)).sum().backward()
     assert_near([layer.lora_A.grad, layer.lora_B.grad], wanted[2:])
     assert layer.base_layer.weight.grad is None
+    assert len(made) == 2 + 3
+
+
+def test_training_or_not_as_the_base():
+    assert LoRALinear(plain().train()).training
+    assert not LoRALinear(plain().eval()).training
+
+
+def on_a_grid(linear: nn.Linear) -> GridLinear:
+    return GridLinear(linear, 4, 64, round_to_nearest(linear.weight, 4, 64))
 
 
 BASES = {
@@ -168,6 +189,7 @@ BASES = {
     "4 bits": lambda: Linear4bit(plain(bias=True)),
     "4 bits, double": lambda: Linear4bit(plain(), double_quant=True),
     "8 bits": lambda: Linear8bit(plain()),
+    "grid": lambda: on_a_grid(plain()),
     "bfloat16": lambda: plain(dtype=torch.bfloat16),
 }
 
@@ -243,9 +265,16 @@ def test_merged_as_pefts(dtype):
     assert layer.merge() is layer.merge()
 
 
-@pytest.mark.parametrize("make", [Linear4bit, Linear8bit])
-def test_a_quantized_base_becomes_a_plain_map(make):
-    base = make(plain(bias=True), threshold=0.0) if make is Linear8bit else make(plain(bias=True))
+QUANTIZED = {
+    "4 bits": Linear4bit,
+    "8 bits": functools.partial(Linear8bit, threshold=0.0),  # all numbers are outliers, and nothing else is rounded
+    "grid": on_a_grid,
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_quantized_base_becomes_a_plain_map(kind):
+    base = QUANTIZED[kind](plain(bias=True))
     layer = adapted(base)
     x = torch.randn(5, INPUTS)
     apart, merged = layer(x), layer.merge()
@@ -402,6 +431,33 @@ def test_ten_steps_as_with_peft(dropout):
     ), "a frozen weight has moved"
 
 
+def test_ten_steps_of_qlora_as_with_peft_over_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    loader = AutoLoader("aquila2", "Aquila2-Nano", quantization_config=settings, torch_dtype="float32", device="cpu")
+    model = quantize_model(nano(), Scheme("nf4", double_quant=False))
+    add_lora(model, TARGETS, r=4, alpha=8)
+    theirs = with_peft(loader.get_model(), lora_state(model), r=4, lora_alpha=8, target_modules=list(TARGETS))
+    assert {type(layer.base_layer) for layer in lora_layers(model).values()} == {Linear4bit}
+    assert type(theirs.base_model.model.model.layers[0].mlp.down_proj).__name__ == "Linear4bit"
+    ours, wanted = train(model), train(theirs)
+    assert ours == pytest.approx(wanted, abs=1e-5)
+    assert ours[9] < ours[0] - 0.01
+    trained = theirs.state_dict()
+    for name, tensor in lora_state(model).items():
+        torch.testing.assert_close(tensor, trained[name.replace(".weight", ".default.weight")], rtol=1e-3, atol=2e-5)
+
+
+def test_a_head_with_an_adapter_learns_without_a_table_of_logits_too():
+    model, given = tiny(), tiny_batch()
+    add_lora(model, ["lm_head"])
+    nn.init.normal_(model.lm_head.lora_B)
+    results = []
+    for loss in (model(**given).loss, causal_loss(model, given)):
+        results.append([loss.detach(), *torch.autograd.grad(loss, pair(model.lm_head))])
+    assert_near(*results)
+
+
 def frozen(model: nn.Module, everything: bool = False) -> list[tuple[str, torch.Tensor]]:
     found = [
         (n.replace(".base_layer", ""), p) for n, p in model.named_parameters() if everything or not p.requires_grad
@@ -518,6 +574,7 @@ def test_ours_loads_in_peft(tmp_path, options):
     save_lora(model, tmp_path)
     theirs = PeftModel.from_pretrained(tiny(), tmp_path)
     assert theirs.peft_config["default"].use_rslora == bool(options.get("rslora"))
+    assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == len(lora_layers(model))
     assert float((logits(model) - logits(tiny())).abs().max()) > 0.01
     torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-6)
 
@@ -567,8 +624,9 @@ def test_an_adapter_for_another_model_is_refused(tmp_path):
 def test_an_adapter_of_another_shape_is_refused(tmp_path):
     save_lora(tiny_adapted(), tmp_path)
     for other, said in (
-        (tiny(hidden_size=64), r"layers.0.self_attn.q_proj.lora_A has shape \(8, 48\), this model needs \(8, 64\)"),
-        (tiny(num_hidden_layers=1), "for a linear map that this model does not have"),
+        (tiny(hidden_size=64), r"lora_A has shape \(8, 48\); this model's map has 64 in_features"),
+        (tiny(num_key_value_heads=1), r"v_proj.lora_B has shape \(24, 8\); this model's map has 12 out_features"),
+        (tiny(num_hidden_layers=1), r"layers.1.self_attn.q_proj.lora_. is for a linear map that this model does not"),
     ):
         with pytest.raises(TrainError, match=said):
             load_lora(other, tmp_path)
@@ -582,19 +640,40 @@ def test_what_is_no_adapter_of_ours(tmp_path):
     file = tmp_path / "adapter_config.json"
     good = json.loads(file.read_text(encoding="utf-8"))
     for change, said in (
-        ({"use_dora": True, "bias": "all"}, "use_dora, bias: LoRALinear has nothing"),
-        ({"peft_type": "IA3"}, "is IA3"),
-        ({"r": 4}, r"has shape \(8, 48\), this model needs \(4, 48\)"),
+        ({"use_dora": True, "bias": "all"}, "bias, use_dora: LoRALinear has nothing"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: LoRALinear has nothing"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern: LoRALinear has nothing"),
+        ({"something": "new"}, "something: LoRALinear has nothing"),
+        ({"peft_type": "IA3"}, "does not tell of a LoRA"),
+        ({"r": None, "lora_alpha": "8"}, "r, lora_alpha should be a number"),
+        ({"r": 4}, r"has shape \(.*8.*\), adapter_config.json says r=4"),
     ):
         file.write_text(json.dumps(good | change), encoding="utf-8")
         with pytest.raises(TrainError, match=said):
             load_lora(tiny(), tmp_path)
-    file.write_text("{", encoding="utf-8")
-    with pytest.raises(TrainError, match="no JSON"):
-        load_lora(tiny(), tmp_path)
+    for text, said in (("{", "no JSON"), ("[]", "does not tell of a LoRA")):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(TrainError, match=said):
+            load_lora(tiny(), tmp_path)
     file.write_text(json.dumps(good), encoding="utf-8")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"not this")
-    with pytest.raises(TrainError, match="missing or damaged"):
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+    for change, said in (
+        ({f"{first}.weight": None}, r"q_proj.lora_B.weight is there without its counterpart"),
+        (
+            {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(8, 97)},
+            "neither A nor B of a linear map",
+        ),
+    ):
+        save_file({name: t for name, t in (tensors | change).items() if t is not None}, weights)
+        with pytest.raises(TrainError, match=said):
+            load_lora(tiny(), tmp_path)
+    weights.write_bytes(b"not this")
+    with pytest.raises(TrainError, match="damaged"):
+        load_lora(tiny(), tmp_path)
+    weights.unlink()
+    with pytest.raises(TrainError, match="adapter_model.safetensors is missing"):
         load_lora(tiny(), tmp_path)
 
 
@@ -604,7 +683,7 @@ def test_one_kind_of_adapter_goes_into_a_folder(tmp_path):
     with pytest.raises(TrainError, match="the model has 2"):
         save_lora(model, tmp_path)
     with pytest.raises(TrainError, match="the model has 0"):
-        save_lora(tiny(), tmp_path)
+        save_lora(tiny(), tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -629,3 +708,17 @@ def test_merged_checkpoint(tmp_path):
     with pytest.raises(TrainError, match="adapter for Aquila2-Nano, and this model is Aquila2-Nano-Chat"):
         merge_checkpoint(shipped("Aquila2-Nano-Chat"), tmp_path / "adapter", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_merged_checkpoint_of_a_base_without_a_tokenizer_gets_that_of_its_name(tmp_path):
+    base = tmp_path / "Aquila2-Nano"
+    ignored = shutil.ignore_patterns("tokenizer.json")
+    shutil.copytree(shipped("Aquila2-Nano"), base, ignore=ignored)
+    (base / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    model = nano()
+    add_lora(model)
+    save_lora(model, tmp_path / "adapter")
+    out = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    assert load_tokenizer(out).get_vocab() == load_tokenizer("Aquila2-Nano").get_vocab()
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    assert torch.equal(load_model(out).lm_head.weight, load_model(base).lm_head.weight)

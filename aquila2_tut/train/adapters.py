@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,18 +23,16 @@ from .lora import add_lora, linears, lora_layers, merge_all
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # peft wraps a model twice
-# What else peft's LoRA can do, with the values that mean that it was not done.
-_UNKNOWN_HERE = {
-    "use_dora": (None, False),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "bias": (None, "none"),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "alora_invocation_tokens": (None, []),
+_ENDINGS = (".lora_A.weight", ".lora_B.weight")
+# What peft's LoRA may say without being anything else than `LoRALinear`: names of no consequence, of fields and values.
+_HARMLESS = {
+    *("peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode", "runtime_config"),
+    *("base_model_name_or_path", "revision", "r", "lora_alpha", "lora_dropout", "use_rslora"),
+    # The tensors' names say which maps were adapted.
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("megatron_core", "qalora_group_size"),  # without the configuration that they belong to
 }
+_HARMLESS_VALUES = {"bias": "none", "init_lora_weights": True}  # other beginnings may change the base as well
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
@@ -61,9 +59,8 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
     Raises:
         TrainError: a model without adapters, or with adapters of several kinds.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), _config_of(model)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config_of(model)
     save_file({name: t.contiguous().cpu() for name, t in lora_state(model).items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -109,12 +106,10 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
         TrainError: no adapter, a damaged one, one for another model, or one of a kind that `LoRALinear` is not.
     """
     folder = Path(folder)
-    config = read_adapter(folder)
-    check_base(config, base_name(model), folder)
-    tensors = _tensors(folder)
+    config = check_fit(model, folder)
+    _refuse_other_kinds(config, folder)
+    tensors = _tensors(folder / WEIGHTS, config["r"])
     names = list(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
-    there = linears(model)
-    _check_shapes(there, tensors, config["r"], folder)
     add_lora(model, names, config["r"], config["lora_alpha"], config["lora_dropout"], bool(config.get("use_rslora")))
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -122,11 +117,40 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     return names
 
 
+def check_fit(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Refuses an adapter that was trained beside another model, whether peft is to load it or `load_lora`.
+
+    peft looks at no names, and leaves out without a word what it finds no place for.
+
+    Args:
+        model: without adapters.
+        folder: of the adapter.
+
+    Returns:
+        What adapter_config.json says.
+
+    Raises:
+        TrainError: no adapter, a damaged one, another name (with both), or other maps or sizes than the model's.
+    """
+    config = read_adapter(folder)
+    check_base(config, base_name(model), folder)
+    modules = dict(model.named_modules())
+    for name, shape in _shapes(folder / WEIGHTS).items():
+        owner, _, part = name.rpartition(".")
+        if owner not in modules:
+            raise TrainError(f"{folder}: {name} is for a linear map that this model does not have")
+        side, size = ("in_features", shape[-1]) if part == "lora_A" else ("out_features", shape[0])
+        wanted = getattr(modules[owner], side, size)
+        if size != wanted:
+            raise TrainError(f"{folder}: {name} has shape {shape}; this model's map has {wanted} {side}")
+    return config
+
+
 def read_adapter(folder: Path) -> dict[str, Any]:
     """What adapter_config.json says.
 
     Raises:
-        TrainError: there is none, it is no JSON, or it tells of something else than the LoRA that is here.
+        TrainError: there is none, it is no JSON, or it does not tell of a LoRA.
     """
     file = folder / CONFIG
     try:
@@ -135,13 +159,21 @@ def read_adapter(folder: Path) -> dict[str, Any]:
         raise TrainError(f"{folder} is no adapter: there is no {CONFIG} in it") from None
     except ValueError as error:
         raise TrainError(f"{file}: no JSON: {error}") from None
-    lacking = [name for name in ("peft_type", "r", "lora_alpha", "lora_dropout") if name not in config]
-    if lacking or config["peft_type"] != "LORA":
-        what = f"has no {', '.join(lacking)}" if lacking else f"is {config['peft_type']}"
-        raise TrainError(f"{file} {what}: this reads LoRA adapters, peft reads others")
-    if more := [name for name, no in _UNKNOWN_HERE.items() if config.get(name) not in no]:
-        raise TrainError(f"{file}: {', '.join(more)}: LoRALinear has nothing of the kind; load this adapter with peft")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise TrainError(f"{file} does not tell of a LoRA: load this adapter with peft")
+    config.setdefault("lora_dropout", 0.0)
+    if wrong := [name for name in ("r", "lora_alpha", "lora_dropout") if not isinstance(config.get(name), int | float)]:
+        raise TrainError(f"{file}: {', '.join(wrong)} should be a number")
     return config
+
+
+def _refuse_other_kinds(config: dict[str, Any], folder: Path) -> None:
+    """What peft can do beyond `LoRALinear` would be lost without a word."""
+    more = [name for name, value in config.items() if value and name not in _HARMLESS]
+    if more := [name for name in more if config[name] != _HARMLESS_VALUES.get(name)]:
+        raise TrainError(
+            f"{folder / CONFIG}: {', '.join(more)}: LoRALinear has nothing of the kind; load this adapter with peft"
+        )
 
 
 def check_base(config: dict[str, Any], name: str | None, place: str | Path) -> None:
@@ -159,37 +191,46 @@ def check_base(config: dict[str, Any], name: str | None, place: str | Path) -> N
     """
     trained = config.get("base_model_name_or_path")
     if trained and name and _last_part(trained) != _last_part(name):
-        raise TrainError(f"{place} is an adapter for {trained}, and this model is {name}: load {trained} under it")
+        raise TrainError(
+            f"{place} is an adapter for {trained}, and this model is {name}: load {trained} under it. "
+            f"If the two are the same, correct base_model_name_or_path in {CONFIG}"
+        )
 
 
 def _last_part(name: str) -> str:
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """The adapter's tensors, by the names of `LoRALinear`'s parameters."""
-    file = folder / WEIGHTS
+def _plain_name(key: str) -> str:
+    """Of a stored tensor, the name of the parameter in `LoRALinear`."""
+    return key.removeprefix(_PREFIX).removesuffix(".weight")
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The sizes of A and B of linear maps; nothing where peft wrote an older kind of file."""
+    if not file.is_file():
+        return {}
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"{file}: missing or damaged: {error}") from None
-    wrong = [key for key in stored if not key.endswith((".lora_A.weight", ".lora_B.weight"))]
-    if wrong or not stored:
-        raise TrainError(f"{file}: {wrong[0] if wrong else 'it is empty'}; expected lora_A and lora_B of linear maps")
-    return {key.removeprefix(_PREFIX).removesuffix(".weight"): tensor for key, tensor in stored.items()}
+        with safe_open(file, framework="pt") as stored:
+            keys = [key for key in stored.keys() if key.endswith(_ENDINGS)]  # noqa: SIM118
+            return {_plain_name(key): tuple(stored.get_slice(key).get_shape()) for key in keys}
+    except SafetensorError as error:
+        raise TrainError(f"{file}: damaged: {error}") from None
 
 
-def _check_shapes(there: dict[str, nn.Module], tensors: dict[str, Tensor], r: int, folder: Path) -> None:
-    for name, tensor in tensors.items():
-        owner, _, part = name.rpartition(".")
-        base = there.get(owner)
-        if base is None:
-            raise TrainError(f"{folder}: {name} is for a linear map that this model does not have")
-        wanted = (r, base.in_features) if part == "lora_A" else (base.out_features, r)
-        if tensor.shape != wanted:
-            raise TrainError(f"{folder}: {name} has shape {tuple(tensor.shape)}, this model needs {wanted}")
-        if f"{owner}.lora_A" not in tensors or f"{owner}.lora_B" not in tensors:
-            raise TrainError(f"{folder}: of {owner} only {part} is there")
+def _tensors(file: Path, r: int) -> dict[str, Tensor]:
+    """The adapter's tensors, by the names of `LoRALinear`'s parameters: A and B of each map, of rank r."""
+    if not file.is_file():
+        raise TrainError(f"{file} is missing")
+    stored = load_file(file)
+    for key, tensor in stored.items():
+        if not key.endswith(_ENDINGS):
+            raise TrainError(f"{file}: {key} is neither A nor B of a linear map; load this adapter with peft")
+        if key.replace(*_ENDINGS) not in stored or key.replace(*_ENDINGS[::-1]) not in stored:
+            raise TrainError(f"{file}: {key} is there without its counterpart")
+        if tensor.shape[key.endswith(_ENDINGS[1])] != r:
+            raise TrainError(f"{file}: {key} has shape {tuple(tensor.shape)}, {CONFIG} says r={r}")
+    return {_plain_name(key): tensor for key, tensor in stored.items()}
 
 
 def merge_checkpoint(base: str | Path, adapter: str | Path, out: str | Path) -> Path:
@@ -199,7 +240,7 @@ def merge_checkpoint(base: str | Path, adapter: str | Path, out: str | Path) -> 
     that, the usual way; `load_lora` and `merge_all` on a 4-bit model add it to those that it has seen.
 
     Args:
-        base: folder of the model that the adapter is for.
+        base: folder of the model that the adapter is for; its name tells the tokenizer where none is in it.
         adapter: folder of the adapter.
         out: the folder to make, with the tokenizer beside the weights, and the chat template if the base has one.
 
@@ -217,7 +258,8 @@ def merge_checkpoint(base: str | Path, adapter: str | Path, out: str | Path) -> 
     model.aquila_name = base.resolve().name
     load_lora(model, adapter)
     merge_all(model)
-    tokenizer = load_tokenizer(base)
+    own = any((base / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    tokenizer = load_tokenizer(base if own else model.aquila_name)
     with written_whole(out) as place:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
