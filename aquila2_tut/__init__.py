@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     __version__: str
 
-# Whatever imports bitsandbytes makes it look for one more kernel on a hub, and warn where it finds none. That is
-# nothing a reader has to act on.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# What the quantization libraries say when they are imported, and transformers imports them wherever they are: that a
+# kernel for other hardware is not there, that they still call something by its old name. Nothing of it is for a reader.
+for _name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions", "torchao"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("torch.utils._pytree").addFilter(lambda record: "is an Enum subclass" not in record.getMessage())
 
 _HOME = {
     "AutoLoader": "aquila2_tut.loader",

@@ -163,6 +163,21 @@ def _pretrain(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+# --- quantization ---
+
+
+def _quantize(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.quant import commands
+
+    options = commands.parse(rest, text)
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+
+        loader = AutoLoader("aquila2", model_name=options.model, model_dir=options.model_dir, device=options.device)
+        print(commands.run(options, loader.path, loader.get_tokenizer(), str(loader.device)))
+    return outcome[0]
+
+
 # --- chat ---
 
 
@@ -352,6 +367,7 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "chat": _chat,
     "data": _data,
     "pretrain": _pretrain,
+    "quantize": _quantize,
 }
 
 

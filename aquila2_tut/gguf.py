@@ -238,6 +238,26 @@ class GGUFFile:
             self._map.madvise(mmap.MADV_DONTNEED)
         return out
 
+    def codes(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """The four-bit codes of a tensor as they are stored: each weight is step * code + offset, of its block of 32.
+
+        Args:
+            name: a key of `tensors`.
+
+        Returns:
+            Codes (out, in) uint8, steps and offsets (out, in / 32) float32; None for a tensor of another type.
+        """
+        entry = self.tensors[name]
+        kind = TYPES[entry.type]
+        if kind.name not in ("Q4_0", "Q4_1"):
+            return None
+        raw = np.frombuffer(self._map, np.uint8, entry.nbytes, entry.offset).reshape(-1, kind.nbytes)
+        codes = np.empty((len(raw), kind.block), np.uint8)
+        steps = _half(raw, 0)
+        _nibbles(raw, 2 if kind.name == "Q4_0" else 4, codes)
+        offsets = -8 * steps if kind.name == "Q4_0" else _half(raw, 2)
+        return codes.reshape(entry.shape), steps.reshape(entry.shape[0], -1), offsets.reshape(entry.shape[0], -1)
+
     def close(self) -> None:
         """Unmaps the file. Arrays that `tensor` returned stay valid: they are copies."""
         self._map.close()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import BitsAndBytesConfig
 
 from aquila2_tut.config import ATTN_BACKENDS, Aquila2Config
 from aquila2_tut.locate import (
@@ -61,7 +60,9 @@ class AutoLoader:
             ModelHub go there (default: `models` in the cache folder of `assets.home()`).
         lora_dir: folder of a LoRA adapter, put on the model with peft.
         qlora_dir: folder of an adapter trained with Q-LoRA: the model is loaded in NF4 under it.
-        quantization_config: a transformers quantization configuration; needs a checkpoint folder.
+        quantization_config: a quantization configuration of transformers, or the name of one: "nf4", "nf4-single",
+            "int8" (bitsandbytes), "torchao-int8", "torchao-int4"; "gguf" leaves the four-bit codes of a GGUF file as
+            they are, on a CPU. A checkpoint that is quantized already needs none.
         device: "auto" (cuda, else mps, else cpu) or a torch device.
         torch_dtype: "auto", a torch dtype or its name. "auto" keeps the checkpoint's, with float16 where the device
             has no bfloat16, and float32 for small models on a CPU.
@@ -95,7 +96,7 @@ class AutoLoader:
         self.adapter_dir = _check_adapter(lora_dir or qlora_dir)
         self.model_name, self.model_dir = str(model_name), Path(model_dir).expanduser() if model_dir else None
         self.device, self._dtype, self.attn_backend = pick_device(device), parse_dtype(torch_dtype), attn_backend
-        self.quantization_config, self._nf4 = quantization_config, bool(qlora_dir) and quantization_config is None
+        self.quantization_config = "nf4" if qlora_dir and quantization_config is None else quantization_config
         self.local_files_only = local_files_only
         if not self._given():
             canonical_name(self.model_name)
@@ -143,7 +144,10 @@ class AutoLoader:
 
     @cached_property
     def _model(self) -> Aquila2ForCausalLM:
-        model = self._load() if self.quantization_config is None and not self._nf4 else self._load_quantized()
+        if getattr(self.config, "quantization_config", None):
+            model = self._load_stored()
+        else:
+            model = self._load() if self.quantization_config is None else self._load_quantized()
         model.aquila_name = self.name
         return (_with_adapter(model, self.adapter_dir) if self.adapter_dir else model).eval()
 
@@ -163,20 +167,29 @@ class AutoLoader:
         return load_tokenizer(path if own or not name else name)
 
     def _load_quantized(self) -> Aquila2ForCausalLM:
-        from aquila2_tut.model import Aquila2ForCausalLM
+        from aquila2_tut.quant.backends import load_with_library, named_config
+        from aquila2_tut.quant.stored import half_type, load_gguf_codes
 
-        if not self.path.is_dir():
-            raise LoaderError(
-                f"{self.path.name} is a GGUF file, which carries its own quantization; quantization_config and "
-                "qlora_dir need a checkpoint folder with config.json and safetensors"
-            )
-        _need("bitsandbytes", "pip install 'aquila2-tut[gpu]'", wanted=self._nf4 or _is_bnb(self.quantization_config))
-        _need("accelerate", "pip install 'aquila2-tut[train]'")
-        dtype = self._dtype or default_dtype(self.config, self.device)
-        config = self.quantization_config or nf4_config(dtype)
-        return Aquila2ForCausalLM.from_pretrained(
-            self.path, config=self.config, quantization_config=config, dtype=dtype, device_map={"": self.device}
-        )
+        dtype, settings = self._dtype or half_type(self.config), self.quantization_config
+        if dtype == torch.bfloat16 and not self._dtype and not _has_bfloat16(self.device):
+            dtype = torch.float16
+        if settings == "gguf":
+            return load_gguf_codes(self.path, self.config, self.device)
+        if isinstance(settings, str):
+            settings = named_config(settings, self.config, dtype, self.device)
+        return load_with_library(self.path, self.config, settings, dtype, self.device)
+
+    def _load_stored(self) -> Aquila2ForCausalLM:
+        """A checkpoint that is quantized already."""
+        from aquila2_tut.quant.backends import library_of
+        from aquila2_tut.quant.stored import GRIDS, half_type, load_grids
+
+        method = library_of(self.config.quantization_config)
+        if self.quantization_config is not None:
+            raise LoaderError(f"{self.path} is quantized already ({method}): leave quantization_config out")
+        if method not in GRIDS:
+            return self._load_quantized()
+        return load_grids(self.path, self.config, self._dtype or half_type(self.config), self.device)
 
     def _given(self) -> Path | None:
         """The checkpoint folder or GGUF file that the arguments name themselves, if any."""
@@ -270,20 +283,6 @@ def available_memory(device: torch.device) -> int | None:
 # --- adapters and quantization ---
 
 
-def nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The quantization that Q-LoRA adapters are trained on: NF4 with doubly quantized scales."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype,
-    )
-
-
-def _is_bnb(config: Any) -> bool:
-    return isinstance(config, BitsAndBytesConfig)
-
-
 def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     """Put an adapter on a model; predict and stream stay reachable through peft's wrapper."""
     _need("peft", "pip install 'aquila2-tut[train]'")
@@ -292,8 +291,8 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     return PeftModel.from_pretrained(model, folder)
 
 
-def _need(library: str, command: str, wanted: bool = True) -> None:
-    if wanted and importlib.util.find_spec(library) is None:
+def _need(library: str, command: str) -> None:
+    if importlib.util.find_spec(library) is None:
         raise LoaderError(f"this needs {library}, which is not installed: {command}")
 
 

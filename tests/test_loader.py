@@ -16,10 +16,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
-from transformers import BitsAndBytesConfig
 
 from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader, assets, loader, locate
 from aquila2_tut.locate import LoaderError, find, missing_weights
+from aquila2_tut.quant import QuantError
 
 TINY = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 COMMIT = "a" * 40
@@ -437,13 +437,6 @@ def test_a_folder_without_a_vocabulary_uses_that_of_its_name(source, tmp_path, m
     assert asked == ["Aquila2-7B", own]
 
 
-def test_quantization_needs_a_checkpoint_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(assets, "path", lambda name: tmp_path / "model.gguf")
-    config = BitsAndBytesConfig(load_in_8bit=True)
-    with pytest.raises(LoaderError, match=r"model\.gguf is a GGUF file.* need a checkpoint folder"):
-        AutoLoader("aquila2", quantization_config=config, local_files_only=True).get_model()
-
-
 @pytest.fixture
 def adapter(tmp_path):
     """A LoRA adapter of rank 1 on q_proj, as peft writes it: B A is all ones, scaled by alpha / r = 2."""
@@ -466,7 +459,7 @@ def test_an_adapter_without_peft_is_told(source, adapter, monkeypatch):
 
 def test_nf4_without_bitsandbytes_is_told(source, adapter, monkeypatch):
     monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LoaderError, match=r"this needs bitsandbytes, .* pip install 'aquila2-tut\[gpu\]'"):
+    with pytest.raises(QuantError, match=r"this needs bitsandbytes, .* pip install 'aquila2-tut\[quant\]'"):
         AutoLoader("aquila2", source, qlora_dir=adapter).get_model()
 
 
@@ -480,27 +473,6 @@ def test_an_adapter_changes_the_model_as_its_matrices_say(source, adapter):
     ids = torch.arange(8)[None]
     torch.testing.assert_close(tuned(input_ids=ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-5)
     assert callable(tuned.predict) and tuned.aquila_name is None
-
-
-def test_a_quantization_config_is_passed_on(source, monkeypatch):
-    got = {}
-    monkeypatch.setattr(loader, "_need", lambda *args, **kwargs: None)
-    monkeypatch.setattr(
-        Aquila2ForCausalLM,
-        "from_pretrained",
-        lambda path, **options: got.update(path=path, **options) or Aquila2ForCausalLM(Aquila2Config(**TINY)),
-    )
-    config = BitsAndBytesConfig(load_in_8bit=True)
-    AutoLoader("aquila2", source, quantization_config=config, device="cpu", torch_dtype="bfloat16").get_model()
-    assert got.pop("config").hidden_size == TINY["hidden_size"]
-    assert got == {
-        "path": source,
-        "quantization_config": config,
-        "dtype": torch.bfloat16,
-        "device_map": {"": torch.device("cpu")},
-    }
-    nf4 = loader.nf4_config(torch.bfloat16)
-    assert (nf4.bnb_4bit_quant_type, nf4.bnb_4bit_use_double_quant) == ("nf4", True)
 
 
 # --- the package's front door ---

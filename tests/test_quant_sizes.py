@@ -13,9 +13,21 @@ from aquila2_tut.config import PRESETS, Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.model.cache import growing_cache
 from aquila2_tut.model.weights import load_model
-from aquila2_tut.quant import FORMATS, Linear4bit, Linear8bit, QuantError, predicted_bytes, published_sizes
+from aquila2_tut.quant import (
+    FORMATS,
+    Int4Linear,
+    Linear4bit,
+    Linear8bit,
+    QuantError,
+    Scheme,
+    predicted_bytes,
+    published_sizes,
+    quantize_model,
+)
+from aquila2_tut.quant.int4 import kernel_works
 from aquila2_tut.quant.nf4 import storage_bytes
 from aquila2_tut.quant.sizes import cache_bytes, group_size, linear_shapes, matrix_bytes
+from aquila2_tut.quant.stored import load_gguf_codes
 
 NANO = Path(__file__).resolve().parents[1] / "data/Aquila2-Nano"
 MODELS = ("SmolLM2-135M", "Aquila2-Nano")
@@ -163,6 +175,28 @@ def test_grids(kind, bits, name, group):
     rest = sum(p.nbytes for p in model.parameters()) - sum(m.weight.nbytes for m in linears)
     tensors = [t for m in linears for t in gptq_tensors(m.out_features, m.in_features, bits, group)]
     assert predicted_bytes(config, kind).total == rest + sum(t.nbytes for t in tensors)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("gptq-4", 4), ("gptq-3", 3), ("gptq-8", 8)])
+def test_grids_that_are_there(loaded, kind, bits):
+    model = quantize_model(copy.deepcopy(loaded), Scheme("rtn", bits))
+    assert measured(model) == predicted_bytes(loaded.config, kind).total
+
+
+@pytest.mark.skipif(not kernel_works(), reason="this torch has no four-bit kernel for the CPU")
+def test_four_bits_in_the_order_of_the_kernel(loaded):
+    model = quantize_model(copy.deepcopy(loaded), Scheme("rtn", 4))
+    for name, module in list(model.named_modules()):
+        if Int4Linear.fits(module):
+            model.set_submodule(name, Int4Linear.of_grid(module))
+    assert measured(model) == predicted_bytes(loaded.config, "int4-cpu").total
+
+
+@pytest.mark.skipif(not kernel_works(), reason="this torch has no four-bit kernel for the CPU")
+def test_the_codes_of_a_gguf_file():
+    config = Aquila2Config.preset("SmolLM2-135M")
+    model = load_gguf_codes(assets.path("smollm2-135m"), config, torch.device("cpu"))
+    assert measured(model) == predicted_bytes(config, "gguf").total
 
 
 def test_a_group_divides_every_row():

@@ -131,6 +131,16 @@ class Linear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
+def linear(config: Aquila2Config, inputs: int, outputs: int) -> nn.Linear:
+    """A linear map for a model of this configuration.
+
+    transformers and torchao replace torch's own class and no class made from it; with a quantization in the
+    configuration they must find that one, or the model would stay as large as it was.
+    """
+    quantized = getattr(config, "quantization_config", None) is not None
+    return nn.Linear(inputs, outputs, bias=False) if quantized else Linear(inputs, outputs)
+
+
 _PACKED_FROM, _PACKED_UP_TO = 1 << 19, 1 << 30  # weights of a matrix; bytes of all copies
 
 
@@ -179,9 +189,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: Aquila2Config) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = linear(config, config.hidden_size, config.intermediate_size)
+        self.up_proj = linear(config, config.hidden_size, config.intermediate_size)
+        self.down_proj = linear(config, config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C); in between (B, T, F)."""
@@ -195,10 +205,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.backend = layer, config.head_dim, config.attn_backend
         queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.q_proj = Linear(config.hidden_size, queries)
-        self.k_proj = Linear(config.hidden_size, keys)
-        self.v_proj = Linear(config.hidden_size, keys)
-        self.o_proj = Linear(queries, config.hidden_size)
+        self.q_proj = linear(config, config.hidden_size, queries)
+        self.k_proj = linear(config, config.hidden_size, keys)
+        self.v_proj = linear(config, config.hidden_size, keys)
+        self.o_proj = linear(config, queries, config.hidden_size)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, H * D) -> (B, H, T, D)."""

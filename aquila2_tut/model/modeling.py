@@ -19,7 +19,7 @@ from ..config import Aquila2Config
 from .attention import Mask
 from .cache import growing_cache
 from .documents import Documents
-from .layers import DecoderLayer, Linear, RMSNorm, packed_for_decoding
+from .layers import DecoderLayer, RMSNorm, linear, packed_for_decoding
 from .rope import rotary_tables
 
 HeadLoss = Callable[[nn.Module, Tensor, Tensor, "int | Tensor | None"], Tensor]
@@ -210,7 +210,7 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
     def __init__(self, config: Aquila2Config) -> None:
         super().__init__(config)
         self.model = Aquila2Model(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = linear(config, config.hidden_size, config.vocab_size)
         self.post_init()
 
     def decoding(self) -> AbstractContextManager[None]:

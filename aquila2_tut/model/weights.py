@@ -91,7 +91,7 @@ def load_model(
             layout = Layout(layout.name, layout.patterns, interleaved, layout.trims_vocabulary, layout.ignored)
         _fill(model, checkpoint, layout, dtype, torch.device(device))
     model.config.dtype = dtype
-    model.generation_config = _generation_config(Path(path), checkpoint.config)
+    model.generation_config = stored_generation_config(Path(path), checkpoint.config)
     return model.eval()
 
 
@@ -103,7 +103,8 @@ def _resolve_dtype(wanted: torch.dtype | str, config: Aquila2Config) -> torch.dt
     return found
 
 
-def _generation_config(path: Path, config: Aquila2Config) -> GenerationConfig:
+def stored_generation_config(path: Path, config: Aquila2Config) -> GenerationConfig:
+    """What a checkpoint folder says about generating, or what follows from the configuration."""
     if (path / "generation_config.json").is_file():
         return GenerationConfig.from_pretrained(path)
     return GenerationConfig.from_model_config(config)
@@ -244,16 +245,47 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, layout: Layout, dtype: torch
         )
 
 
-def _translated(
-    checkpoint: Checkpoint, layout: Layout, stored_name: str, read: Callable[[], Tensor]
-) -> list[tuple[str, Tensor]]:
+def read_parameters(checkpoint: Checkpoint, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Reads those parameters of a checkpoint whose names begin in some way, one by one.
+
+    Args:
+        checkpoint: an open one.
+        prefix: of the names in `Aquila2ForCausalLM`, such as "model.layers.0.".
+
+    Yields:
+        (name, tensor), as stored.
+
+    Raises:
+        WeightsError: a tensor that has no place in the model, or another shape than it needs.
+    """
+    with torch.device("meta"), no_init_weights():
+        wanted = {name: p.shape for name, p in Aquila2ForCausalLM(checkpoint.config).named_parameters()}
+    layout = checkpoint.layout
+    for stored, read in checkpoint.readers.items():
+        if not _target(checkpoint, layout, stored, "").startswith(prefix):
+            continue
+        for name, tensor in _translated(checkpoint, layout, stored, read):
+            if name == "lm_head.weight" and checkpoint.config.tie_word_embeddings:
+                continue
+            _check_fit(checkpoint, stored, name, tensor, wanted)
+            yield name, tensor
+
+
+def _target(checkpoint: Checkpoint, layout: Layout, stored_name: str, ignored: str | None = None) -> str | None:
+    """The place of a stored tensor; `ignored` for one that has none to be filled."""
     try:
         target = layout.target(stored_name)
     except KeyError:
         raise WeightsError(
             f"{checkpoint.path}: tensor {stored_name} has no place in an Aquila2 model ({layout.name} layout)"
         ) from None
-    if target is None:
+    return ignored if target is None else target
+
+
+def _translated(
+    checkpoint: Checkpoint, layout: Layout, stored_name: str, read: Callable[[], Tensor]
+) -> list[tuple[str, Tensor]]:
+    if (target := _target(checkpoint, layout, stored_name)) is None:
         return []
     try:
         return layout.pieces(target, read(), checkpoint.config)

@@ -10,13 +10,14 @@ Source: Frantar et al. 2022 (arXiv 2210.17323); Lin et al. 2023 (arXiv 2306.0097
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .errors import QuantError, refuse_non_finite
+from .grid import Grid, GridTensor, round_to_nearest
 
 _TRIED = 20  # exponents of AWQ between 0 and 1, as in its paper
 
@@ -34,8 +35,37 @@ class Calibration:
     magnitude: Tensor
 
 
+class Collector:
+    """Looks at inputs, a batch at a time, and keeps only their sums."""
+
+    def __init__(self) -> None:
+        self.tokens, self.hessian, self.magnitude = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, batch: Tensor) -> None:
+        """Looks at inputs (..., in).
+
+        Raises:
+            QuantError: a number that is not finite.
+        """
+        x = batch.detach().reshape(-1, batch.shape[-1]).float()
+        refuse_non_finite(batch, x.abs().amax(0) if len(x) else x)
+        self.tokens += len(x)
+        self.hessian = self.hessian.to(x.device) + x.t() @ x
+        self.magnitude = self.magnitude.to(x.device) + x.abs().sum(0)
+
+    def calibration(self) -> Calibration:
+        """What was seen.
+
+        Raises:
+            QuantError: nothing was.
+        """
+        if not self.tokens:
+            raise QuantError("no inputs to calibrate with: pass at least one batch with tokens")
+        return Calibration(self.hessian / self.tokens, self.magnitude / self.tokens)
+
+
 def calibrate(batches: Iterable[Tensor]) -> Calibration:
-    """Looks at the inputs of a layer, a batch at a time.
+    """What the inputs of a layer look like.
 
     Args:
         batches: (..., in) each.
@@ -43,65 +73,13 @@ def calibrate(batches: Iterable[Tensor]) -> Calibration:
     Raises:
         QuantError: no tokens at all, or a number that is not finite.
     """
-    tokens, hessian, magnitude = 0, 0, 0
+    collector = Collector()
     for batch in batches:
-        x = batch.detach().reshape(-1, batch.shape[-1]).float()
-        refuse_non_finite(batch, x.abs().amax(0) if len(x) else x)
-        tokens, hessian, magnitude = tokens + len(x), hessian + x.t() @ x, magnitude + x.abs().sum(0)
-    if not tokens:
-        raise QuantError("no inputs to calibrate with: pass at least one batch with tokens")
-    return Calibration(hessian / tokens, magnitude / tokens)
+        collector.add(batch)
+    return collector.calibration()
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Evenly spaced levels, other ones for each row: step * (code - zero), codes from 0 to 2^bits - 1.
-
-    Args:
-        step: (..., 1) float32.
-        zero: (..., 1) float32, a whole number: the code of 0, so that 0 is exact.
-        bits: of a code.
-    """
-
-    step: Tensor
-    zero: Tensor
-    bits: int
-
-    @classmethod
-    def around(cls, weight: Tensor, bits: int) -> Grid:
-        """The grid from the smallest to the largest of each row. weight: (..., columns)."""
-        if not 1 < bits <= 8:
-            raise QuantError(f"from 2 to 8 bits, not {bits}")
-        low, high = (x.float() for x in weight.aminmax(dim=-1, keepdim=True))
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        step = (high - low).clamp(min=1e-30) / (2**bits - 1)
-        return cls(step, (-low / step).round(), bits)
-
-    def round(self, weight: Tensor) -> Tensor:
-        """The nearest levels. weight: (..., columns)."""
-        codes = (weight / self.step + self.zero).round().clamp(0, 2**self.bits - 1)
-        return self.step * (codes - self.zero)
-
-
-def round_to_nearest(weight: Tensor, bits: int = 4, group: int = 128) -> Tensor:
-    """Each weight at the nearest level of its group.
-
-    Args:
-        weight: (out, in).
-        bits: of a code.
-        group: columns that share a grid, in each row; the last group may be smaller.
-
-    Returns:
-        The rounded weight, (out, in) in float32.
-
-    Raises:
-        QuantError: a number that is not finite, or a number of bits that there is no grid for.
-    """
-    refuse_non_finite(weight, weight.detach().float().abs().amax(0))
-    return torch.cat([Grid.around(part, bits).round(part.float()) for part in weight.detach().split(group, 1)], 1)
-
-
-def gptq(weight: Tensor, hessian: Tensor, bits: int = 4, group: int = 128, damping: float = 0.01) -> Tensor:
+def gptq(weight: Tensor, hessian: Tensor, bits: int = 4, group: int = 128, damping: float = 0.01) -> GridTensor:
     """Rounds column after column; the columns still to come are moved so that they make up for each error.
 
     The best move for an error e in column j is -e H^-1[j, later] / H^-1[j, j], where H^-1 is the inverse over the
@@ -114,22 +92,21 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int = 4, group: int = 128, dampi
         group: columns that share a grid, in each row. It is laid when the first of them is reached.
         damping: times the mean of the diagonal, added to it: few inputs do not tell all columns apart.
 
-    Returns:
-        The rounded weight, (out, in) in float32.
-
     Raises:
         QuantError: a number that is not finite, shapes that do not fit, or a hessian that is no X^T X.
     """
     refuse_non_finite(weight, weight.detach().float().abs().amax(0))
     factor = _inverse_factor(hessian, weight.shape[1], damping)
-    rest, rounded = weight.detach().float().clone(), torch.empty(weight.shape, device=weight.device)
+    rest = weight.detach().float().clone()
+    codes, grids = [], []
     for start in range(0, weight.shape[1], group):
         columns = slice(start, start + group)
-        grid = Grid.around(rest[:, columns], bits)
-        errors = _round_columns(rest[:, columns], rounded[:, columns], factor[columns, columns], grid)
+        grids.append(Grid.around(rest[:, columns], bits))
+        rounded, errors = _round_columns(rest[:, columns], factor[columns, columns], grids[-1])
+        codes.append(rounded)
         # The columns of later groups hear of this group's errors all at once: one product instead of many.
         rest[:, start + group :] -= errors @ factor[columns, start + group :]
-    return rounded
+    return GridTensor.of_groups(codes, grids, group)
 
 
 def _inverse_factor(hessian: Tensor, inputs: int, damping: float) -> Tensor:
@@ -145,32 +122,31 @@ def _inverse_factor(hessian: Tensor, inputs: int, damping: float) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
 
 
-def _round_columns(rest: Tensor, rounded: Tensor, factor: Tensor, grid: Grid) -> Tensor:
+def _round_columns(rest: Tensor, factor: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Rounds the columns of a group, one after the other, each error moving those that follow.
 
     Args:
         rest: (out, group), what is to be rounded; changed.
-        rounded: (out, group), filled.
         factor: (group, group), the group's part of U.
         grid: the levels.
 
     Returns:
-        The errors, (out, group), each over its U[j, j].
+        The codes, and the errors over their U[j, j]: (out, group) each, in float32.
     """
-    errors = torch.empty_like(rest)
+    codes, errors = torch.empty_like(rest), torch.empty_like(rest)
     for j in range(rest.shape[1]):
-        rounded[:, j : j + 1] = grid.round(rest[:, j : j + 1])
-        errors[:, j] = (rest[:, j] - rounded[:, j]) / factor[j, j]
+        column = rest[:, j : j + 1]
+        codes[:, j : j + 1] = grid.codes(column)
+        errors[:, j : j + 1] = (column - grid.values(codes[:, j : j + 1])) / factor[j, j]
         rest[:, j + 1 :] -= errors[:, j : j + 1] * factor[j, j + 1 :]
-    return errors
+    return codes, errors
 
 
 def awq(weight: Tensor, calibration: Calibration, bits: int = 4, group: int = 128) -> Tensor:
     """Rounds to nearest after stretching the columns with large inputs, whose errors cost most, and shrinks them back.
 
-    The stretch is the inputs' mean magnitude to a power between 0 (none: rounding to nearest) and 1; the power that
-    changes the output least is taken. The inputs are divided by the same stretch when the layer runs; here the rounded
-    weight has it divided out, which gives the same product.
+    The inputs are divided by the same stretch when the layer runs; here the rounded weight has it divided out, which
+    gives the same product.
 
     Args:
         weight: (out, in).
@@ -184,13 +160,40 @@ def awq(weight: Tensor, calibration: Calibration, bits: int = 4, group: int = 12
     Raises:
         QuantError: a number that is not finite, or a number of bits that there is no grid for.
     """
-    best, least = weight, torch.inf
+    stretch = awq_stretch([weight], calibration, bits, group)
+    return round_to_nearest(weight * stretch, bits, group).values() / stretch
+
+
+def awq_stretch(weights: Sequence[Tensor], calibration: Calibration, bits: int = 4, group: int = 128) -> Tensor:
+    """The stretch of columns that AWQ looks for, one for all linear maps that have the same inputs.
+
+    It is the inputs' mean magnitude to a power between 0 (none: rounding to nearest) and 1; the power that changes the
+    outputs least is taken. Scaled so that the smallest and the largest are as far from 1.
+
+    Args:
+        weights: (out, in) each.
+        calibration: of their inputs.
+        bits: of a code.
+        group: columns that share a grid, in each row.
+
+    Returns:
+        (in,) float32.
+    """
+    best, least = torch.ones_like(calibration.magnitude), torch.inf
     for power in torch.linspace(0, 1, _TRIED + 1)[:-1].tolist():
         stretch = calibration.magnitude.clamp(min=1e-4) ** power
-        rounded = round_to_nearest(weight * stretch, bits, group) / stretch
-        if (error := output_error(weight, rounded, calibration.hessian)) < least:
-            best, least = rounded, error
+        stretch = stretch / (stretch.max() * stretch.min()).sqrt()
+        rounded = [round_to_nearest(weight * stretch, bits, group).values() / stretch for weight in weights]
+        pairs = zip(weights, rounded, strict=True)
+        if (error := sum(_change(w, r, calibration.hessian) for w, r in pairs)) < least:
+            best, least = stretch, error
     return best
+
+
+def _change(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
+    """||X (W - Q)^T||^2 a token."""
+    change = weight.float() - rounded
+    return float(((change @ hessian) * change).sum())
 
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:

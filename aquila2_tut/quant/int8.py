@@ -73,7 +73,7 @@ def quantize_int8(x: Tensor, per: Grouping = "row") -> Int8Tensor:
     absmax = groups.abs().amax(1)
     refuse_non_finite(x, absmax)
     codes = (groups * (LARGEST / absmax.clamp(min=_TINY))[:, None]).round_().to(torch.int8)
-    return Int8Tensor(codes.view(-1)[: x.numel()].view(x.shape), absmax, per, x.dtype)
+    return Int8Tensor(codes.reshape(-1)[: x.numel()].view(x.shape), absmax, per, x.dtype)
 
 
 def dequantize_int8(q: Int8Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -39,10 +39,11 @@ class QuantizedLinear(nn.Module):
         tensors: name -> what is stored instead of the weights.
     """
 
-    def __init__(self, linear: nn.Linear, tensors: dict[str, Tensor]) -> None:
+    def __init__(self, linear: nn.Linear | QuantizedLinear, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.dtype = linear.weight.dtype
+        # A layer made of a quantized one: the type of the weights that both stand for.
+        self.dtype = linear.dtype if isinstance(linear, QuantizedLinear) else linear.weight.dtype
         self.bias = linear.bias
         self.train(linear.training)
         for name, tensor in tensors.items():

@@ -61,8 +61,8 @@ NF4_CODE = _nf4_code()
 # As lists, not tensors: in a rehearsal with fake tensors a real one must not meet them.
 _NF4_MIDDLES, _ZERO = _middles(NF4_CODE), NF4_CODE.tolist().index(0)
 _PAIRS = [[high, low] for high in NF4_CODE.tolist() for low in NF4_CODE.tolist()]
-_DYNAMIC = _dynamic_code().tolist()
-_DYNAMIC_MIDDLES = _middles(_dynamic_code())
+DYNAMIC_CODE = _dynamic_code()
+_DYNAMIC, _DYNAMIC_MIDDLES = DYNAMIC_CODE.tolist(), _middles(DYNAMIC_CODE)
 
 
 @dataclass(frozen=True)

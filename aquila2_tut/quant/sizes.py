@@ -65,6 +65,9 @@ FORMATS: dict[str, Format] = {
     "gptq-4": _grid(4),
     "gptq-3": _grid(3),
     "awq-4": _grid(4),
+    # Four bits on a CPU: a grid in the order of torch's kernel, and the codes of a GGUF file in Q4_0 or Q4_1.
+    "int4-cpu": Format(4, scale=2, share=128, zero=16),
+    "gguf": Format(4, scale=2, share=32, zero=16),
     "torchao-int8": Format(8, scale=4, zero=8),
     "torchao-int4": Format(4, scale=2, share=128, zero=16),
 }

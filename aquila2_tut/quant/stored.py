@@ -1,0 +1,262 @@
+"""How quantized weights lie in checkpoints: bitsandbytes' names for NF4 and int8, those of GPTQ and AWQ for grids.
+
+Grids are read without any other library, also what AutoGPTQ and AutoAWQ made, such as BAAI's own; so they run wherever
+torch does.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from ..config import Aquila2Config
+from ..gguf import GGUFFile
+from ..model import Aquila2ForCausalLM
+from ..model.layouts import half_rotation
+from ..model.weights import open_checkpoint, stored_generation_config
+from .errors import QuantError
+from .grid import GridLinear
+from .int4 import Int4Linear, kernel_works
+from .int8 import Linear8bit
+from .methods import LINEARS, Scheme
+from .nf4 import DYNAMIC_CODE, NF4_CODE, SCALES_BLOCK, Linear4bit
+from .packing import pack, unpack, unpack_awq
+
+GRIDS = ("gptq", "awq")
+
+
+def half_type(config: Aquila2Config) -> torch.dtype:
+    """The type of what is left unquantized: the checkpoint's, or bfloat16 where that has 32 bits."""
+    return config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+# --- writing ---
+
+
+def stored_as(layer: nn.Module, prefix: str, kept: torch.dtype) -> dict[str, Tensor]:
+    """The tensors of a quantized decoder layer, as a checkpoint has them.
+
+    Args:
+        layer: with quantized linear maps.
+        prefix: before each name.
+        kept: the type of what is left unquantized.
+    """
+    tensors = {}
+    for name, module in layer.named_modules():
+        if isinstance(module, Linear4bit):
+            tensors |= {f"{prefix}{name}.{key}": tensor for key, tensor in _bitsandbytes_4bit(module, kept).items()}
+        elif isinstance(module, Linear8bit):
+            eight = {"weight": module.codes, "SCB": module.absmax, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+            tensors |= {f"{prefix}{name}.{key}": tensor for key, tensor in eight.items()}
+        elif isinstance(module, GridLinear):
+            tensors |= {f"{prefix}{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+        elif name and not list(module.children()):
+            tensors[f"{prefix}{name}.weight"] = module.weight.to(kept)
+    return tensors
+
+
+def _bitsandbytes_4bit(layer: Linear4bit, kept: torch.dtype) -> dict[str, Tensor]:
+    q, facts = layer.quantized, {"quant_type": "nf4", "blocksize": layer.blocksize}
+    facts |= {"dtype": str(kept).removeprefix("torch."), "shape": list(q.shape)}
+    tensors = {"weight": q.codes[:, None], "weight.quant_map": NF4_CODE.clone()}
+    if isinstance(q.scales, Tensor):
+        tensors["weight.absmax"] = q.scales
+    else:
+        tensors["weight.absmax"], tensors["weight.nested_absmax"] = q.scales.codes, q.scales.absmax
+        tensors["weight.nested_quant_map"] = DYNAMIC_CODE.clone()
+        facts |= {"nested_blocksize": SCALES_BLOCK, "nested_dtype": "float32", "nested_offset": q.scales.mean.item()}
+    text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+    return tensors | {"weight.quant_state.bitsandbytes__nf4": text}
+
+
+def stored_config(config: Aquila2Config, scheme: Scheme) -> Aquila2Config:
+    """A configuration that says how the weights are stored."""
+    kept = half_type(config)
+    if scheme.method == "nf4":
+        facts = {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": scheme.double_quant,
+            "bnb_4bit_compute_dtype": str(kept).removeprefix("torch."),
+        }
+    elif scheme.method == "int8":
+        facts = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    else:
+        facts = {
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq_v2",
+            "bits": scheme.bits,
+            "group_size": scheme.group,
+            "desc_act": False,
+            "sym": False,
+            "lm_head": False,
+            "meta": {"quantizer": ["aquila2-tut"], "method": scheme.method},
+        }
+    new = Aquila2Config.from_dict(config.to_dict() | {"quantization_config": facts})
+    new.dtype = kept
+    return new
+
+
+# --- reading ---
+
+
+def with_grids(module: nn.Module, bits: int, group: int) -> nn.Module:
+    """Puts empty `GridLinear`s in place of the linear maps of decoder layers.
+
+    Args:
+        module: a layer, or a model; changed in place.
+        bits: of a code.
+        group: columns that share a grid; -1 for all of a row.
+
+    Returns:
+        The module.
+    """
+    for name, child in list(module.named_modules()):
+        if name.endswith(LINEARS):
+            module.set_submodule(name, GridLinear(child, bits, group if group > 0 else child.in_features))
+    return module
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    """Fills a module that is on the meta device; the steps of grids keep their type.
+
+    Raises:
+        QuantError: a tensor is missing, unknown or of another shape.
+    """
+    moved = {
+        name: t.to(device, dtype if t.is_floating_point() and not name.endswith(".scales") else None)
+        for name, t in tensors.items()
+    }
+    try:
+        module.load_state_dict(moved, assign=True)
+    except RuntimeError as error:
+        raise QuantError(" ".join(str(error).split())[:500]) from None
+
+
+def load_grids(path: Path, config: Aquila2Config, dtype: torch.dtype, device: torch.device) -> Aquila2ForCausalLM:
+    """Loads a checkpoint of GPTQ or AWQ.
+
+    Args:
+        path: the folder.
+        config: with what it says about its quantization.
+        dtype: of what is not quantized, and of the products.
+        device: where it goes.
+
+    Returns:
+        The model in evaluation mode. Four bits in bfloat16 on a CPU run on torch's kernel for them.
+
+    Raises:
+        QuantError: a layout that is not known here, or tensors that do not fit it.
+        WeightsError: files are missing or damaged.
+    """
+    facts = config.quantization_config
+    plain = Aquila2Config.from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    plain.attn_backend = config.attn_backend
+    bits, group = _bits_and_group(facts, path)
+    with torch.device("meta"), no_init_weights():
+        model = with_grids(Aquila2ForCausalLM(plain).to(dtype), bits, group)
+    with ExitStack() as stack:
+        tensors = _as_gptq_v2(open_checkpoint(path, config, stack).readers, facts, bits)
+        if plain.tie_word_embeddings:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        fill(model, tensors, dtype, device)
+    model.tie_weights()
+    for name, module in list(model.named_modules()):
+        if Int4Linear.fits(module):
+            model.set_submodule(name, Int4Linear.of_grid(module))
+    model.config.dtype, model.config.quantization_config = dtype, facts
+    model.generation_config = stored_generation_config(path, plain)
+    return model.eval().requires_grad_(False)
+
+
+def load_gguf_codes(path: Path, config: Aquila2Config, device: torch.device) -> Aquila2ForCausalLM:
+    """Loads a GGUF file and leaves its four-bit codes what they are: nothing is rounded twice, or made larger.
+
+    Args:
+        path: a file whose linear maps are in Q4_0 or Q4_1.
+        config: the model's shape.
+        device: a CPU.
+
+    Returns:
+        The model in evaluation mode, in bfloat16.
+
+    Raises:
+        QuantError: not such a file, or no kernel for it here.
+    """
+    if not path.is_file() or device.type != "cpu" or not kernel_works():
+        raise QuantError('quantization "gguf" is for a GGUF file, on a CPU for which torch has the four-bit kernel')
+    dtype = torch.bfloat16
+    with torch.device("meta"), no_init_weights():
+        model = Aquila2ForCausalLM(config)
+    with ExitStack() as stack:
+        file, checkpoint = stack.enter_context(GGUFFile(path)), open_checkpoint(path, config, stack)
+        for stored in file.tensors:
+            if (name := checkpoint.layout.target(stored)) is None:
+                continue
+            stem = name.removesuffix(".weight")
+            if stem.endswith(LINEARS):
+                model.set_submodule(stem, _kept_codes(file, stored, stem, model.get_submodule(stem), config))
+            else:
+                tensor = torch.from_numpy(file.tensor(stored)).to(dtype)
+                model.get_submodule(stem).weight = nn.Parameter(tensor)
+    model.tie_weights()
+    model.config.dtype, model.generation_config = dtype, stored_generation_config(path, config)
+    return model.eval().requires_grad_(False)
+
+
+def _kept_codes(file: GGUFFile, stored: str, stem: str, linear: nn.Linear, config: Aquila2Config) -> Int4Linear:
+    if (found := file.codes(stored)) is None:
+        raise QuantError(f"{file.path}: tensor {stored} is not in Q4_0 or Q4_1")
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(stem.rpartition(".")[2])
+    parts = (torch.from_numpy(part) for part in found)
+    linear.to(torch.bfloat16)
+    return Int4Linear(linear, *(half_rotation(part, heads) if heads else part for part in parts))
+
+
+def _bits_and_group(facts: dict[str, Any], path: Path) -> tuple[int, int]:
+    bits, group = facts.get("bits", facts.get("w_bit")), facts.get("group_size", facts.get("q_group_size"))
+    version = str(facts.get("version", "gemm")).lower()
+    if not isinstance(bits, int) or not isinstance(group, int) or bits not in (2, 3, 4, 8) or version != "gemm":
+        raise QuantError(
+            f"{path / 'config.json'}: quantization_config has bits {bits!r}, group_size {group!r} and version "
+            f"{version!r}; 2, 3, 4 or 8 bits, a whole number, and AWQ's GEMM version can be read"
+        )
+    return bits, group
+
+
+def _as_gptq_v2(readers: dict[str, Any], facts: dict[str, Any], bits: int) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, those of grids in the layout that `GridLinear` has."""
+    tensors = {name: read() for name, read in readers.items() if not name.endswith("rotary_emb.inv_freq")}
+    biases = [name for name in tensors if name.endswith(".bias")]
+    for name in biases:  # some versions of AutoGPTQ store a bias of zeros where there is none
+        if tensors.pop(name).any():
+            raise QuantError(f"{name} is not zero, and an Aquila2 model has no bias")
+    for stem in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        if facts["quant_method"] == "awq":
+            tensors |= _from_awq(stem, tensors, bits)
+        elif facts.get("checkpoint_format", "gptq") == "gptq":  # the first version stores zeros less one
+            zeros = unpack(tensors[f"{stem}.qzeros"].t(), bits).t() + 1 & 2**bits - 1
+            tensors[f"{stem}.qzeros"] = pack(zeros.t().contiguous(), bits).t().contiguous()
+        tensors.setdefault(f"{stem}.g_idx", _in_order(facts, len(tensors[f"{stem}.qweight"]) * 32 // bits))
+    return tensors
+
+
+def _in_order(facts: dict[str, Any], width: int) -> Tensor:
+    """The group of each input where a checkpoint does not say: one after the other."""
+    group = facts.get("group_size", facts.get("q_group_size"))
+    return (torch.arange(width) // (group if group > 0 else width)).to(torch.int32)
+
+
+def _from_awq(stem: str, tensors: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
+    codes, zeros = (unpack_awq(tensors[f"{stem}.{name}"]) for name in ("qweight", "qzeros"))
+    return {
+        f"{stem}.qweight": pack(codes, bits),
+        f"{stem}.qzeros": pack(zeros.t().contiguous(), bits).t().contiguous(),
+    }
