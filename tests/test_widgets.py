@@ -4,10 +4,10 @@ import json
 import random
 import re
 import shutil
-from html.parser import HTMLParser
 
 import nbformat
 import pytest
+from html_words import Words
 from nbclient import NotebookClient
 
 from aquila2_tut.show.widgets import token_viewer, tokens, vocabulary_script
@@ -119,29 +119,11 @@ def test_ids_that_do_not_follow_the_merges_are_refused():
         vocabulary_script(["a", "b", "ab"], [("a", "b")])
 
 
-class Text(HTMLParser):
-    """The words of a page, and the JSON in it."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.words, self.data, self.inside = [], None, ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        self.inside = tag
-
-    def handle_data(self, data):
-        if self.inside == "script":
-            self.data = json.loads(data)
-        else:
-            self.words.append(data)
-
-
 def test_the_stored_output_stands_without_scripts():
     text = "a < b & </script> 龘"
     stored = token_viewer(text).stored_html()
     assert stored == token_viewer(text).stored_html(), "the output differs from run to run"
-    page = Text(stored)
+    page = Words(stored)
     assert page.data["text"] == text
     assert page.data["pieces"][0] == [tokens.pieces(token_viewer()._tokenizer, "a")[0][0], "61", False]
     assert "␣<" in "".join(page.words)
