@@ -161,11 +161,11 @@ def bandwidth() -> float:
     return data.numel() * 4 / best
 
 
-def in_a_process(task: str, threads: int) -> dict[str, float]:
-    """Runs this script for one task and reads what it prints last."""
+def in_a_process(task: str, threads: int, script: Path = Path(__file__)) -> dict[str, float]:
+    """Runs a script such as this for one task and reads what it prints last."""
     env = os.environ | {"BENCH_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__)), "--once", task], env=env, capture_output=True, text=True, check=False
+        [sys.executable, str(script), "--once", task], env=env, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise SystemExit(f"{task} failed:\n{done.stderr[-2000:]}")

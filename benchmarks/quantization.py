@@ -77,8 +77,9 @@ def texts(sizes: Sizes) -> dict[str, list[str]]:
     for kind, sources in SOURCES.items():
         each = sizes.texts // len(sources)
         length = sizes.characters // (3 if kind == "chinese" else 1)
-        documents = [d.text for s in sources for d in Random(0).sample(list(corpus("held-out", [s])), each)]
-        found[kind] = [text[:length] for text in documents]
+        by_source = [list(corpus("held-out", [source])) for source in sources]
+        chosen = [d for all_ in by_source for d in Random(0).sample(all_, min(each, len(all_)))]
+        found[kind] = [document.text[:length] for document in chosen]
     library = Path(sysconfig.get_paths()["stdlib"])
     modules = [(library / f"{name}.py").read_text(encoding="utf-8") for name in PYTHON]
     middles = [text[len(text) // 2 :][: sizes.characters * 2] for text in modules]

@@ -1,0 +1,342 @@
+"""Decoding with quantized weights on a CPU: every path of this package beside transformers, and llama.cpp as yardstick.
+
+Each side runs in a process of its own, several times, alternating; the best of each is taken. Printed are the bytes of
+the weights, the memory of the process, prefill (512 tokens), decoding (128 tokens) and what the memory's bandwidth
+would allow if nothing but weights took time; and bits per byte of held-out English, for speed alone is easy to have.
+llama.cpp reads the same file; it takes part where llama-cpp-python is installed.
+
+    python benchmarks/quantized_decode.py [--rounds 3] [--threads 2] [--sides NAME ...] [--save]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import inference
+from inference import DECODE, PREFILL, TEXT, Peak, best_of, resident
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "aquila2_tut" / "quant" / "speed.json"
+GRID_FOLDERS = "BENCH_GRIDS"  # where the parent has written the checkpoints with grids
+YARDSTICK, BASE = "llama.cpp", "transformers"
+# What limits each, as profiles of a decoded token show; see `products_alone` for the share of the products.
+LIMITS = {
+    "transformers": {
+        "en": "float32 products through torch's own routine, a third of the machine's bandwidth; Python between them",
+        "zh": "float32 乘法走 torch 自带例程，只用到内存带宽的三分之一；其余是 Python 开销",
+    },
+    "ours-fp32": {
+        "en": "memory: all of the weights in float32 are read for each token",
+        "zh": "内存带宽：每个词元都要读一遍 float32 的全部权重",
+    },
+    "ours-bf16": {
+        "en": "memory for half of the time, Python between the products for the other",
+        "zh": "一半时间受内存带宽限制，另一半是各次乘法之间的 Python 开销",
+    },
+    "bnb-int8": {
+        "en": "inputs are quantized, outliers looked for and taken apart in Python, for every product",
+        "zh": "每次乘法都要在 Python 里量化输入、查找并拆分离群列",
+    },
+    "torchao-int8": {
+        "en": "the dispatch of a tensor subclass in Python, for every product",
+        "zh": "每次乘法都要经过张量子类的 Python 分派",
+    },
+    "torchao-int4": {
+        "en": "the same: the kernel itself is that of `int4`, the dispatch around it takes longer than the product",
+        "zh": "同上：内核与 `int4` 相同，但外层分派比乘法本身更费时",
+    },
+    "bnb-nf4": {
+        "en": "dequantization and the Python around each product",
+        "zh": "反量化，以及每次乘法外围的 Python 开销",
+    },
+    "nf4-by-hand": {
+        "en": "every weight is dequantized into memory before it is multiplied: more traffic than without quantization",
+        "zh": "先把权重反量化写进内存再相乘，内存读写反而比不量化更多",
+    },
+    "rtn-3": {
+        "en": "codes of 3 bits are unpacked into memory for every product: no kernel for them on a CPU",
+        "zh": "CPU 上没有 3 比特内核，每次乘法都要先把编码解包进内存",
+    },
+    "int4": {
+        "en": "Python between the products; the weights themselves take a fifth of the time",
+        "zh": "各次乘法之间的 Python 开销；读权重只占五分之一的时间",
+    },
+    "gguf": {
+        "en": "the same as `int4`, with blocks of 32",
+        "zh": "与 `int4` 相同，只是每块 32 个权重",
+    },
+    "llama.cpp": {
+        "en": "memory and the products themselves: no Python in between",
+        "zh": "内存带宽与乘法本身，中间没有 Python",
+    },
+}
+
+
+def load_named(**how: Any) -> tuple[Any, Any]:
+    """A model of this package and its tokenizer."""
+    from aquila2_tut import AutoLoader
+
+    how = {"model_name": "SmolLM2-135M", "device": "cpu", "local_files_only": True} | how
+    loader = AutoLoader("aquila2", **how)
+    return loader.get_model(), loader.get_tokenizer()
+
+
+def load_by_hand() -> tuple[Any, Any]:
+    """NF4 in layers that are written to be read."""
+    from aquila2_tut.quant import Scheme, quantize_model
+
+    model, tokenizer = load_named(torch_dtype="bfloat16")
+    return quantize_model(model, Scheme("nf4")), tokenizer
+
+
+def load_grid(bits: int) -> tuple[Any, Any]:
+    """A checkpoint as `aquila2-tut quantize` writes it."""
+    return load_named(model_name=str(Path(os.environ[GRID_FOLDERS]) / str(bits)))
+
+
+LOADERS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "transformers": inference.load_transformers,
+    "ours-fp32": lambda: load_named(torch_dtype="float32"),
+    "ours-bf16": lambda: load_named(torch_dtype="bfloat16"),
+    "bnb-int8": lambda: load_named(quantization_config="int8"),
+    "torchao-int8": lambda: load_named(quantization_config="torchao-int8"),
+    "torchao-int4": lambda: load_named(quantization_config="torchao-int4"),
+    "bnb-nf4": lambda: load_named(quantization_config="nf4"),
+    "nf4-by-hand": load_by_hand,
+    "rtn-3": lambda: load_grid(3),
+    "int4": lambda: load_grid(4),
+    "gguf": lambda: load_named(quantization_config="gguf"),
+}
+SIDES = (*LOADERS, YARDSTICK)
+
+
+def measure(side: str) -> dict[str, float]:
+    """Everything about one side; runs in a process of its own."""
+    if side == YARDSTICK:
+        return measure_llama_cpp()
+    import torch
+    import transformers
+
+    import aquila2_tut.model  # noqa: F401  (so that no side pays for imports)
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    before = resident()
+    model, tokenizer = LOADERS[side]()
+    ids = tokenizer(TEXT * 40, return_tensors="pt").input_ids[:, :PREFILL]
+    with Peak() as peak:
+        prefilled = inference.prefill(model, ids)
+        prompt = tokenizer(TEXT, return_tensors="pt").input_ids
+        if side == BASE:
+            decoded = inference.decode_transformers(model, prompt)
+        else:
+            decoded = inference.decode_ours(model, tokenizer)
+    return {
+        "prefill": prefilled,
+        "decode": decoded,
+        "peak_bytes": peak.bytes - before,
+        "weight_bytes": weight_bytes(model),
+        "bits": bits(model, tokenizer),
+        "products": products_alone(model),
+    }
+
+
+def measure_llama_cpp() -> dict[str, float]:
+    """llama.cpp with the same file."""
+    from llama_cpp import Llama
+
+    from aquila2_tut import assets
+
+    threads, file, before = int(os.environ["BENCH_THREADS"]), assets.path("smollm2-135m"), resident()
+    model = Llama(str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+    ids = model.tokenize((TEXT * 40).encode(), add_bos=False)[:PREFILL]
+    prefilled = decoded = float("inf")
+    with Peak() as peak:
+        for _ in range(3):
+            model.reset()
+            start = time.perf_counter()
+            model.eval(ids)
+            prefilled = min(prefilled, time.perf_counter() - start)
+            model.reset()
+            model.eval(ids[:20])
+            start = time.perf_counter()
+            for _ in range(DECODE):
+                model.eval([model.sample(temp=0.0)])
+            decoded = min(decoded, (time.perf_counter() - start) / DECODE)
+    size = file.stat().st_size
+    return {"prefill": prefilled, "decode": decoded, "peak_bytes": peak.bytes - before, "weight_bytes": size}
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all that is stored, each storage once, those that libraries hide included."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+
+    def visit(thing: Any) -> None:
+        import torch
+
+        if id(thing) in seen or isinstance(thing, type | str | bytes):
+            return
+        seen.add(id(thing))
+        if isinstance(thing, torch.Tensor) and not hasattr(thing, "__tensor_flatten__") and not thing.is_meta:
+            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+        parts = list(thing.values()) if isinstance(thing, dict) else []
+        for part in [*parts, *getattr(thing, "__dict__", {}).values()]:
+            visit(part)
+
+    for module in model.modules():
+        visit(module._parameters), visit(module._buffers)
+        visit({k: v for k, v in vars(module).items() if k not in ("_modules", "config", "_parameters", "_buffers")})
+    return sum(found.values())
+
+
+def products_alone(model: Any) -> float:
+    """Seconds that the linear maps of one token take when they run one after the other, with nothing in between."""
+    import torch
+
+    maps = [m for m in model.modules() if hasattr(m, "in_features") and not list(m.children())]
+    dtype = next(model.parameters()).dtype
+    inputs = {m.in_features: torch.randn(1, 1, m.in_features, dtype=dtype) for m in maps}
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(5):
+            start = time.perf_counter()
+            for m in maps:
+                m(inputs[m.in_features])
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def bits(model: Any, tokenizer: Any) -> float:
+    """Bits per byte of pieces of held-out novels."""
+    from aquila2_tut.data import corpus
+    from aquila2_tut.evaluate import bits_per_byte, interval
+
+    pieces = [d.text[:1200] for d in corpus("held-out", ["austen"])]
+    begin = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    return interval(bits_per_byte(model, tokenizer, pieces, begin=begin)).value
+
+
+# --- one run ---
+
+
+def write_grids(folder: str) -> None:
+    """The checkpoints with 3 and 4 bits, rounded to nearest: how they were rounded makes no difference to the time."""
+    from aquila2_tut import AutoLoader
+    from aquila2_tut.quant import Scheme
+    from aquila2_tut.quant.checkpoint import quantize_checkpoint
+
+    loader = AutoLoader("aquila2", device="cpu", local_files_only=True)
+    for width in (3, 4):
+        out = Path(folder) / str(width)
+        scheme = Scheme("rtn", width)
+        quantize_checkpoint(loader.path, out, scheme, tokenizer=loader.get_tokenizer(), progress=False)
+
+
+def in_a_process(task: str, threads: int) -> dict[str, float]:
+    """Runs this script for one side."""
+    return inference.in_a_process(task, threads, Path(__file__))
+
+
+def report(results: dict[str, dict[str, float]], read: float, rounds: int, threads: int) -> None:
+    """Prints the table."""
+    print(f"SmolLM2-135M, {threads} threads, best of {rounds} rounds, alternating; memory read {read / 1e9:.1f} GB/s")
+    head = ("weights MB", "peak MB", "prefill/s", "decode/s", "limit/s", "products", "x base", "bits/byte", "loss")
+    print(f"{'':14}" + "".join(f"{name:>11}" for name in head))
+    base = results[BASE]
+    for side, r in results.items():
+        cells = [f"{r['weight_bytes'] / 1e6:.0f}", f"{r['peak_bytes'] / 1e6:.0f}", f"{PREFILL / r['prefill']:.0f}"]
+        cells += [f"{1 / r['decode']:.1f}", f"{read / r['weight_bytes']:.0f}"]
+        cells += [f"{r['products'] / r['decode']:.0%}" if "products" in r else "-"]
+        cells += [f"{base['decode'] / r['decode']:.2f}"]
+        cells += [f"{r['bits']:.4f}", f"{r['bits'] / base['bits'] - 1:+.2%}"] if "bits" in r else ["-", "-"]
+        print(f"{side:14}" + "".join(f"{cell:>11}" for cell in cells))
+
+
+def save(results: dict[str, dict[str, float]], read: float, rounds: int, threads: int) -> None:
+    """Writes the file that the chapter reads."""
+    import torch
+    import transformers
+
+    base = results[BASE]
+    sides = []
+    for side, r in results.items():
+        row = {"name": side, "weight_bytes": int(r["weight_bytes"]), "peak_bytes": int(r["peak_bytes"])}
+        row |= {"prefill": round(PREFILL / r["prefill"], 1), "decode": round(1 / r["decode"], 1)}
+        row["ratio"] = round(base["decode"] / r["decode"], 2)
+        if "bits" in r:
+            row |= {"bits": round(r["bits"], 4), "loss": round(r["bits"] / base["bits"] - 1, 4)}
+            row["products"] = round(r["products"] / r["decode"], 2)
+        sides.append(row | {"limit": LIMITS[side]})
+    facts = {
+        "about": " ".join(__doc__.split("\n\n")[1].split()),
+        "conditions": {
+            "date": date.today().isoformat(),
+            "processor": processor(),
+            "threads": threads,
+            "rounds": rounds,
+            "bandwidth": round(read / 1e9, 1),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    RESULT.write_text(json.dumps(facts | {"sides": sides}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def processor() -> str:
+    """The processor's name, and whether it has the instructions that the kernels are made for."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    name = next(line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name"))
+    return f"{name}{', AVX-512 with bfloat16' if 'avx512_bf16' in text else ''}"
+
+
+def main() -> None:
+    """Alternates the sides and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
+    parser.add_argument("--once", choices=[*SIDES, "bandwidth"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.once:
+        found = {"bytes_per_second": inference.bandwidth()} if args.once == "bandwidth" else measure(args.once)
+        print(json.dumps(found))
+        return
+    sides = [side for side in SIDES if side in args.sides or side == BASE]
+    if YARDSTICK in sides and importlib.util.find_spec("llama_cpp") is None:
+        print("llama.cpp is left out: pip install llama-cpp-python (it is compiled, some minutes)", file=sys.stderr)
+        sides.remove(YARDSTICK)
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    reads = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[GRID_FOLDERS] = folder
+        write_grids(folder)
+        for number in range(args.rounds):
+            reads.append(in_a_process("bandwidth", args.threads)["bytes_per_second"])
+            for side in sides:
+                print(f"round {number + 1} of {args.rounds}: {side}", file=sys.stderr, flush=True)
+                runs[side].append(in_a_process(side, args.threads))
+    results = {side: best_of(found) for side, found in runs.items()}
+    report(results, max(reads), args.rounds, args.threads)
+    if args.save:
+        save(results, max(reads), args.rounds, args.threads)
+
+
+if __name__ == "__main__":
+    main()
