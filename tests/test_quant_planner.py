@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,14 @@ from aquila2_tut.quant import FORMATS, predicted_bytes
 from aquila2_tut.quant.sizes import KEPT, group_size, matrix_bytes
 from aquila2_tut.show.widgets import quant_planner
 from aquila2_tut.show.widgets.base import module_and_style
-from aquila2_tut.show.widgets.planner import QuantPlanner, amount, model_facts
+from aquila2_tut.show.widgets.planner import PLANNED, QuantPlanner, amount, model_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE, STYLE = module_and_style("quant_planner")
 SUBSETS = [(), ("embed_tokens",), ("lm_head",), KEPT]
 LABELS = {  # language -> what the inputs are called
     "en": ("Model", "Format", "embedding", "head", "Tokens in the cache", "Reserve in GB"),
-    "zh": ("模型", "格式", "词嵌入", "输出层", "缓存的词元数", "预留"),
+    "zh": ("模型", "格式", "嵌入", "输出层", "KV 缓存的词元数", "预留 GB 数"),
 }
 
 
@@ -44,7 +45,7 @@ def chromium():
 def module_page(chromium):
     """A page in which the module's functions are global."""
     page = chromium.new_page()
-    names = "matrixBytes, groupSize, modelBytes, allBytes, amount, cardText"
+    names = "matrixBytes, groupSize, modelBytes, allBytes, amount, cardText, widget"
     page.add_script_tag(content=f"{MODULE}\nObject.assign(globalThis, {{ {names} }});", type="module")
     page.wait_for_function("!!globalThis.amount")
     yield page
@@ -60,7 +61,7 @@ def run(page, code, values):
 
 
 def test_the_browser_counts_every_model_in_every_format(module_page):
-    facts, forms = {name: model_facts(name) for name in PRESETS}, quant_planner().formats
+    facts, forms = {name: model_facts(name) for name in PRESETS}, {name: asdict(f) for name, f in FORMATS.items()}
     grid = list(itertools.product(PRESETS, FORMATS, SUBSETS))
     found = run(module_page, "([m, f, keep]) => modelBytes(m, f, keep)", [(facts[m], forms[f], k) for m, f, k in grid])
     for (name, kind, keep), terms in zip(grid, found, strict=True):
@@ -68,9 +69,9 @@ def test_the_browser_counts_every_model_in_every_format(module_page):
 
 
 def test_the_browser_counts_matrices_of_any_shape(module_page):
-    forms, shapes = quant_planner().formats, [(1, 1), (5, 7), (3, 100), (100008, 4096), (143973, 6144)]
+    shapes = [(1, 1), (5, 7), (3, 100), (100008, 4096), (143973, 6144)]
     grid = list(itertools.product(FORMATS, shapes, (32, 64, 128)))
-    found = run(module_page, "([f, s, g]) => matrixBytes(f, ...s, g)", [(forms[f], s, g) for f, s, g in grid])
+    found = run(module_page, "([f, s, g]) => matrixBytes(f, ...s, g)", [(asdict(FORMATS[f]), s, g) for f, s, g in grid])
     for (kind, shape, group), terms in zip(grid, found, strict=True):
         assert terms == matrix_bytes(FORMATS[kind], *shape, group)._asdict(), (kind, shape, group)
 
@@ -79,7 +80,7 @@ def test_the_browser_finds_the_same_groups(module_page):
     configs = [Aquila2Config.preset("Aquila2-Nano", intermediate_size=ffn) for ffn in (768, 736, 720, 700, 701)]
     grid = list(itertools.product(FORMATS, configs))
     shapes = [[[config.intermediate_size, 256], [256, config.intermediate_size]] for config in configs]
-    data = list(itertools.product(quant_planner().formats.values(), shapes))
+    data = list(itertools.product(map(asdict, FORMATS.values()), shapes))
     found = run(module_page, "([f, shapes]) => groupSize(f, { shapes })", data)
     assert found == [group_size(FORMATS[kind], config) for kind, config in grid]
 
@@ -154,7 +155,7 @@ def test_the_stored_output_stands_without_scripts(monkeypatch, language):
 
 def test_the_words_name_everything():
     words = quant_planner().words
-    assert set(words["formats"]) == set(FORMATS)
+    assert tuple(words["formats"]) == PLANNED
     assert set(words["terms"]) == set(quant_planner().terms())
 
 
@@ -163,6 +164,61 @@ def test_the_style_reaches_nothing_but_the_widget():
     rules = re.findall(r"(?:^|\}|\*/)\s*([^{}/]+)\{", plain)
     assert len(rules) > 20
     assert all(part.strip().startswith(".quant-planner") for rule in rules for part in rule.split(","))
+
+
+# ---------- with a kernel ----------
+
+# What anywidget hands to a module: a state that Python may change at any time, and hears of when it is saved.
+KERNEL = """state => {
+  const listeners = {}, el = document.createElement("div"), model = {
+    saved: [], get: (key) => state[key],
+    set: (key, value) => { state[key] = value; for (const listener of listeners[`change:${key}`] ?? []) listener(); },
+    on: (event, listener) => (listeners[event] ??= new Set()).add(listener),
+    off: (event, listener) => listeners[event]?.delete(listener),
+    save_changes() { model.saved.push([state.model, state.format, state.keep, state.tokens, state.reserve]); },
+  };
+  document.body.replaceChildren(el);
+  Object.assign(globalThis, { model, end: widget.render({ model, el }), count: () => listeners["change:model"].size });
+}"""
+
+
+@pytest.fixture
+def kernel_page(module_page):
+    """The planner with a kernel of ours."""
+    planner = quant_planner()
+    module_page.evaluate(KERNEL, {name: getattr(planner, name) for name in QuantPlanner.state})
+    return module_page
+
+
+def test_what_python_changes_is_shown(kernel_page):
+    kernel_page.evaluate("""() => {
+      model.set("model", "Aquila2-7B"); model.set("keep", []); model.set("tokens", 10); model.set("format", "int8");
+    }""")
+    assert seen(kernel_page) == first_look(quant_planner("Aquila2-7B", "int8", keep=[], tokens=10))
+    assert kernel_page.locator("select").first.input_value() == "Aquila2-7B"
+    assert kernel_page.evaluate("model.saved") == []
+
+
+def test_python_hears_of_what_is_chosen(kernel_page):
+    kernel_page.get_by_label("head", exact=True).uncheck()
+    kernel_page.get_by_label("Reserve in GB").fill("2.5")
+    assert kernel_page.evaluate("model.saved.at(-1)") == ["AquilaChat2-34B", "nf4-dq", ["embed_tokens"], 4096, 2.5]
+    planner = quant_planner()  # which takes them as they come
+    for name, value in zip(
+        ("model", "format", "keep", "tokens", "reserve"), ("Aquila2-7B", "nf4", [], 1, 2), strict=True
+    ):
+        setattr(planner, name, value)
+    assert sum(planner.terms().values()) > 2e9
+
+
+def test_a_widget_that_is_gone_no_longer_listens(kernel_page):
+    assert kernel_page.evaluate("(end(), count())") == 0
+
+
+def test_jupyter_gets_the_live_widget_and_a_page_the_html():
+    data, _ = quant_planner()._repr_mimebundle_()
+    assert set(data) == {"application/vnd.jupyter.widget-view+json", "text/html", "text/plain"}
+    assert "19.21 GB" in data["text/plain"]
 
 
 # ---------- a page without a kernel ----------
@@ -253,7 +309,7 @@ def test_odd_numbers_do_no_harm(static_page, typed, meant):
 
 def test_heads_that_are_shared_make_a_small_cache(static_page):
     page = static_page("en", model="AquilaChat2-34B")
-    assert "48 query heads share 8 key-value heads: 245.76 kB" in page.locator(".notes").inner_text()
+    assert "48 query heads, 8 key-value heads: 245.76 kB" in page.locator(".notes").inner_text()
 
 
 @pytest.mark.parametrize("language", LABELS)

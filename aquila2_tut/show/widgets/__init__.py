@@ -1,6 +1,29 @@
-"""Widgets: one ES module each, alive in Jupyter through anywidget, and in the book's pages without a kernel."""
+"""Widgets: one ES module each, alive in Jupyter through anywidget, and in the book's pages without a kernel.
 
-from .planner import quant_planner
-from .tokens import token_viewer, vocabulary_script
+The names below are imported when they are first used: the planner needs torch, and most pages do not need the planner.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .planner import quant_planner
+    from .tokens import token_viewer, vocabulary_script
+
+_HOME = {"quant_planner": "planner", "token_viewer": "tokens", "vocabulary_script": "tokens"}
 
 __all__ = ["quant_planner", "token_viewer", "vocabulary_script"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

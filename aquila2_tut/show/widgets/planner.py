@@ -18,9 +18,8 @@ from aquila2_tut.show.plots import label
 from .base import BookWidget, escape
 
 GB = 10**9
-RESERVE = (
-    1.0  # GB: what a CUDA context and the activations of a short prompt are assumed to take; the reader can change it
-)
+PLANNED = tuple(name for name in FORMATS if name not in ("int4-cpu", "gguf"))  # these two are for CPUs, not for cards
+RESERVE = 1.0  # GB: assumed for a CUDA context and the activations of a short prompt; the reader can change it
 
 
 def model_facts(name: str) -> dict[str, Any]:
@@ -66,7 +65,7 @@ class QuantPlanner(BookWidget):
     gpus = traitlets.List().tag(sync=True)
     words = traitlets.Dict().tag(sync=True)
     model = traitlets.Enum(tuple(PRESETS)).tag(sync=True)
-    format = traitlets.Enum(tuple(FORMATS)).tag(sync=True)
+    format = traitlets.Enum(PLANNED).tag(sync=True)
     keep = traitlets.List(traitlets.Enum(KEPT)).tag(sync=True)
     tokens = traitlets.Int(min=0).tag(sync=True)
     reserve = traitlets.Float(RESERVE, min=0).tag(sync=True)  # GB
@@ -74,7 +73,7 @@ class QuantPlanner(BookWidget):
     def __init__(self, **choices: Any) -> None:
         super().__init__(
             models=[model_facts(name) for name in PRESETS],
-            formats={name: asdict(form) for name, form in FORMATS.items()},
+            formats={name: asdict(FORMATS[name]) for name in PLANNED},
             gpus=[[gpu.name, gpu.usable] for gpu in GPUS.values()],
             words=_words(),
             **choices,
@@ -146,7 +145,7 @@ def quant_planner(
 
     Args:
         model: a key of `PRESETS`, in any letter case.
-        format: a key of `FORMATS`.
+        format: one of `PLANNED`.
         keep: which of the embedding and the head stay as they are.
         tokens: of the conversation, whose keys and values lie in a cache of two bytes a number.
 
@@ -163,22 +162,22 @@ def _words() -> dict[str, Any]:
         "model": label("Model", "模型"),
         "format": label("Format", "格式"),
         "keep": label("Left as they are", "保持原样"),
-        "embed_tokens": label("embedding", "词嵌入"),
+        "embed_tokens": label("embedding", "嵌入"),
         "lm_head": label("head", "输出层"),
-        "tokens": label("Tokens in the cache", "缓存的词元数"),
-        "reserve": label("Reserve in GB (CUDA context, activations)", "预留，单位 GB（CUDA 上下文、激活值）"),
+        "tokens": label("Tokens in the cache", "KV 缓存的词元数"),
+        "reserve": label("Reserve in GB (CUDA context, activations)", "预留 GB 数（CUDA 上下文与激活值）"),
         "summary": label(
             "{model}, {format}: {weights} of weights; {total} with cache and reserve.",
-            "{model}，{format}：权重 {weights}；连同缓存和预留共 {total}。",
+            "{model}，{format}：权重占 {weights}；加上缓存和预留，共 {total}。",
         ),
         "cache": label(
-            "{queries} query heads share {keys} key-value heads: {each} of cache a token.",
-            "{queries} 个查询头共用 {keys} 个键值头：每个词元的缓存占 {each}。",
+            "{queries} query heads, {keys} key-value heads: {each} of cache a token.",
+            "{queries} 个查询头，{keys} 个键值头：每个词元的缓存占 {each}。",
         ),
         "tied": label(
             "Embedding and head are one matrix in this model. Once either is quantized they are two: "
             "a quantized head alone costs extra.",
-            "该模型的词嵌入和输出层是同一个矩阵。只要量化其中之一，就成了两个矩阵：只量化输出层反而更占内存。",
+            "这个模型的嵌入和输出层是同一个矩阵。只要量化其中之一，它就变成两个矩阵：单独量化输出层，反而多占显存。",
         ),
         "columns": [
             label("Card", "显卡"),
@@ -199,10 +198,10 @@ def _term_words() -> dict[str, str]:
         "scales": label("scales", "缩放系数"),
         "zeros": label("zero points", "零点"),
         "tables": label("tables", "查找表与索引"),
-        "embedding": label("embedding", "词嵌入"),
+        "embedding": label("embedding", "嵌入"),
         "head": label("head", "输出层"),
         "norms": label("norms", "归一化"),
-        "cache": label("cache of {tokens} tokens", "{tokens} 个词元的缓存"),
+        "cache": label("cache of {tokens} tokens", "{tokens} 个词元的 KV 缓存"),
         "reserve": label("reserve", "预留"),
     }
 
