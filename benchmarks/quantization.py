@@ -59,6 +59,7 @@ class Sizes:
 
 
 QUICK = Sizes(texts=4, characters=400, questions=8, rows=2)
+SIZES = {"SmolLM2-135M": Sizes(texts=30, characters=700, questions=80, rows=32)}  # it is slow on a CPU
 
 
 def told(what: str) -> None:
@@ -304,14 +305,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little of everything, to see that it runs")
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
     args = parser.parse_args()
-    sizes = QUICK if args.quick else Sizes()
     about = " ".join(" ".join(__doc__.split("\n\n")[1:3]).split())
-    result = {"about": about, "conditions": conditions(sizes), "models": {}}
+    models = json.loads(RESULT.read_text(encoding="utf-8"))["models"] if args.save and RESULT.is_file() else {}
     for name in args.models:
-        result["models"][name] = found = effects(name, sizes)
-        report(name, found)
+        sizes = QUICK if args.quick else SIZES.get(name, Sizes())
+        models[name] = effects(name, sizes) | {"conditions": conditions(sizes)}
+        report(name, models[name])
         if args.save:
-            RESULT.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps({"about": about, "models": models}, ensure_ascii=False, indent=1)
+            RESULT.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
