@@ -53,16 +53,28 @@ TWO_BITS = ("rtn-2", "awq-2", "gptq-2")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured: texts of each kind and characters of each, questions, rows to calibrate with, formats."""
+    """How much is measured.
+
+    Args:
+        texts: of each kind.
+        characters: of a text; of Chinese a third, for each has three bytes.
+        python: characters of a piece of Python.
+        questions: of each language.
+        rows: of 512 tokens to calibrate with.
+        layer_rows: of these, for the errors of single linear maps.
+        leave_out: formats.
+    """
 
     texts: int = 40
     characters: int = 1500
+    python: int = 3000
     questions: int = 150
     rows: int = 64
+    layer_rows: int = 64
     leave_out: tuple[str, ...] = ()
 
 
-QUICK = Sizes(texts=4, characters=400, questions=8, rows=2)
+QUICK = Sizes(texts=4, characters=400, python=400, questions=8, rows=2, layer_rows=2)
 # Sixteen times as large as Nano, and slow on a CPU: less of everything, and not what is known to be broken.
 SIZES = {"SmolLM2-135M": Sizes(texts=20, characters=600, questions=50, rows=24, leave_out=("awq-3", *TWO_BITS))}
 
@@ -88,7 +100,7 @@ def texts(sizes: Sizes) -> dict[str, list[str]]:
         found[kind] = [document.text[:length] for document in chosen]
     library = Path(sysconfig.get_paths()["stdlib"])
     modules = [(library / f"{name}.py").read_text(encoding="utf-8") for name in PYTHON]
-    middles = [text[len(text) // 2 :][: sizes.characters] for text in modules]
+    middles = [text[len(text) // 2 :][: sizes.python] for text in modules]
     return found | {"python": middles[: sizes.texts]}
 
 
@@ -219,7 +231,12 @@ def effects(name: str, sizes: Sizes) -> dict[str, Any]:
     counts = {kind: {"texts": len(t), "bytes": sum(len(x.encode()) for x in t)} for kind, t in pieces.items()}
     counts["choice"] = {kind: len(items) for kind, items in asked.items()}
     told(f"{name}: layer by layer")
-    return {"counts": counts, "formats": formats, "layers": layer_errors(model, rows[:8]), "bits": one_map(model, rows)}
+    return {
+        "counts": counts,
+        "formats": formats,
+        "layers": layer_errors(model, rows[: sizes.layer_rows]),
+        "bits": one_map(model, rows),
+    }
 
 
 def layer_errors(model: Any, rows: Any) -> dict[str, Any]:
@@ -284,6 +301,9 @@ def conditions(sizes: Sizes) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "calibration": f"{sizes.rows} rows of 512 tokens of training texts: {', '.join(CALIBRATION)}",
+        "single_maps": f"{sizes.layer_rows} of these rows; groups of 128, or what divides the map's inputs",
+        "groups": "of whole models: 128, or the largest power of two below it that divides the inputs of every map",
+        "chance": 0.25,
         "intervals": "95 %, by drawing the texts anew; of choices, Wilson's",
     }
 
