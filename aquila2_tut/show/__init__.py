@@ -12,6 +12,15 @@ from .plots import (
     show,
     styled,
 )
+from .quant_plots import (
+    format_name,
+    plot_effect,
+    plot_error_against_bits,
+    plot_layer_errors,
+    plot_outliers,
+    plot_speed_and_memory,
+    plot_weights_and_levels,
+)
 from .training_plots import (
     plot_bits,
     plot_documents,
@@ -23,22 +32,29 @@ from .training_plots import (
 )
 
 __all__ = [
+    "format_name",
     "label",
     "page_language",
     "plot_attention_pattern",
     "plot_bits",
     "plot_documents",
+    "plot_effect",
+    "plot_error_against_bits",
     "plot_growth",
+    "plot_layer_errors",
     "plot_losses",
     "plot_memory_needs",
+    "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
     "plot_power_law",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
+    "plot_speed_and_memory",
     "plot_sweep",
     "plot_tiles",
+    "plot_weights_and_levels",
     "show",
     "show_mask",
     "slope",
