@@ -168,7 +168,7 @@ class AutoLoader:
         return load_tokenizer(path if own or not name else name)
 
     def _load_quantized(self) -> Aquila2ForCausalLM:
-        from aquila2_tut.quant.backends import load_with_library, named_config
+        from aquila2_tut.quant.backends import load_with_library, named_bytes, named_config
         from aquila2_tut.quant.stored import half_type, load_gguf_codes
 
         dtype, settings = self._dtype or half_type(self.config), self.quantization_config
@@ -177,6 +177,7 @@ class AutoLoader:
         if settings == "gguf":
             return load_gguf_codes(self.path, self.config, self.device)
         if isinstance(settings, str):
+            _check_room(named_bytes(settings, self.config), settings, self.device)
             settings = named_config(settings, self.config, dtype, self.device)
         return load_with_library(self.path, self.config, settings, dtype, self.device)
 
@@ -190,6 +191,7 @@ class AutoLoader:
             raise LoaderError(f"{self.path} is quantized already ({method}): leave quantization_config out")
         if method not in GRIDS:
             return self._load_quantized()
+        _check_room(sum(file.stat().st_size for file in self.path.glob("*.safetensors")), method, self.device)
         return load_grids(self.path, self.config, self._dtype or half_type(self.config), self.device)
 
     def _given(self) -> Path | None:
@@ -258,10 +260,14 @@ def check_memory(config: Aquila2Config, dtype: torch.dtype, device: torch.device
     Raises:
         LoaderError: with the bytes needed and the bytes available.
     """
-    needed, available = config.parameter_count * dtype.itemsize, available_memory(device)
+    _check_room(config.parameter_count * dtype.itemsize, dtype_name(dtype), device)
+
+
+def _check_room(needed: int, stored: str, device: torch.device) -> None:
+    available = available_memory(device)
     if available is not None and needed > available:
         raise LoaderError(
-            f"the weights need {needed / 1e9:.1f} GB in {dtype_name(dtype)}, but {device} has "
+            f"the weights need {needed / 1e9:.1f} GB in {stored}, but {device} has "
             f"{available / 1e9:.1f} GB; take a smaller model, torch_dtype='bfloat16', or a quantization_config"
         )
 

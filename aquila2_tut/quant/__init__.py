@@ -5,6 +5,7 @@ from .gptq import Calibration, awq, awq_stretch, calibrate, gptq, output_error
 from .grid import GridLinear, GridTensor, round_to_nearest
 from .int4 import Int4Linear
 from .int8 import Int8Tensor, Linear8bit, dequantize_int8, integer_product, mixed_product, quantize_int8
+from .measured import measured
 from .methods import Scheme, calibration_ids, inputs_of, quantize_model
 from .nf4 import NF4_CODE, Linear4bit, NF4Tensor, dequantize_nf4, quantize_nf4, storage_bytes
 from .sizes import FORMATS, cache_bytes, predicted_bytes, published_sizes
@@ -32,6 +33,7 @@ __all__ = [
     "gptq",
     "inputs_of",
     "integer_product",
+    "measured",
     "mixed_product",
     "output_error",
     "predicted_bytes",

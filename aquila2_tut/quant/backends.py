@@ -21,6 +21,7 @@ from ..model import Aquila2ForCausalLM
 from ..model.weights import load_model, open_checkpoint
 from .errors import QuantError
 from .grid import fitting_group
+from .sizes import predicted_bytes
 
 _INSTALL = {
     "bitsandbytes": "pip install 'aquila2-tut[quant]'",
@@ -89,6 +90,17 @@ def named_config(name: str, config: Aquila2Config, dtype: torch.dtype, device: t
     need(library)
     widths = {config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size}
     return make(dtype, device, fitting_group(widths))
+
+
+def named_bytes(name: str, config: Aquila2Config) -> int:
+    """The bytes that a model takes with the settings of a name, see `predicted_bytes`.
+
+    Args:
+        name: of the settings; of an unknown one nothing is known, and 0 is returned.
+        config: the model's shape.
+    """
+    form = {"nf4": "nf4-dq", "nf4-single": "nf4"}.get(name, name)
+    return predicted_bytes(config, form).total if name in CONFIGS else 0
 
 
 def need(library: str) -> None:

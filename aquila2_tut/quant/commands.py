@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-CALIBRATION = ("austen", "songci", "python-docs")  # what the methods that calibrate look at unless a text is given
-_DOCUMENTS = 60  # of each of these
+CALIBRATION = (
+    "python-docs",
+    "jupyterlab-en",
+    "jupyterlab-zh",
+    "dialogues-en",
+    "dialogues-zh",
+)  # what the methods that calibrate look at unless a text is given
+_DOCUMENTS = 400  # of each of these
 
 
 def parse(argv: Sequence[str], text: dict[str, str]) -> argparse.Namespace:
@@ -83,7 +89,7 @@ def calibration(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
 
 
 def _own() -> Iterator[str]:
-    """Training texts in English and Chinese, and about Python."""
+    """Training texts in English and Chinese, those that every installation has."""
     for source in CALIBRATION:
         yield from (document.text for document in islice(corpus("train", [source]), _DOCUMENTS))
 

@@ -203,5 +203,6 @@ def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
         weight, rounded: (out, in).
         hessian: (in, in), from `calibrate`.
     """
-    change, weight, hessian = (weight.double() - rounded.double()), weight.double(), hessian.double()
+    weight, hessian = weight.detach().double(), hessian.double()
+    change = weight - rounded.detach().double()
     return float(((change @ hessian) * change).sum() / ((weight @ hessian) * weight).sum())
