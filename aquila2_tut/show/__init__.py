@@ -13,7 +13,6 @@ from .plots import (
     styled,
 )
 from .quant_plots import (
-    format_name,
     plot_effect,
     plot_error_against_bits,
     plot_layer_errors,
@@ -32,7 +31,6 @@ from .training_plots import (
 )
 
 __all__ = [
-    "format_name",
     "label",
     "page_language",
     "plot_attention_pattern",
