@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from ..model.layers import DecoderLayer
-from ..model.weights import Checkpoint, open_checkpoint, read_parameters, stored_generation_config
+from ..model.weights import Checkpoint, WeightsError, open_checkpoint, read_parameters, stored_generation_config
 from .errors import QuantError
-from .methods import Scheme, embedded, quantize_layer
+from .methods import Scheme, embedded, pass_on, quantize_layer
 from .stored import fill, half_type, stored_as, stored_config, with_grids
 
 _SETTINGS = "settings.json"
@@ -80,10 +80,10 @@ def quantize_checkpoint(
     stored_generation_config(source, config).save_pretrained(place)
     if tokenizer is not None:
         tokenizer.save_pretrained(place)
-    (place / _SETTINGS).unlink()
     if out.exists():
         out.rmdir()
     os.replace(place, out)
+    (out / _SETTINGS).unlink()  # not before: without it nobody would know whose the layers in `place` are
     return out
 
 
@@ -96,7 +96,10 @@ def _claim(out: Path, settings: dict[str, Any]) -> Path:
         before = json.loads(file.read_text(encoding="utf-8"))
         if other := [name for name in settings if before.get(name) != settings[name]]:
             raise QuantError(f"{place} holds an unfinished run with another {' and '.join(other)}: remove it to begin")
-    file.write_text(json.dumps(settings), encoding="utf-8")
+        return place
+    fresh = file.with_suffix(".writing")
+    fresh.write_text(json.dumps(settings), encoding="utf-8")
+    os.replace(fresh, file)
     return place
 
 
@@ -130,7 +133,15 @@ class _Run:
             for prefix in ("model.embed_tokens.", "model.norm.", "lm_head.")
             for name, tensor in read_parameters(self.checkpoint, prefix)
         }
+        wanted = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+        if self.checkpoint.config.tie_word_embeddings:
+            wanted.remove("lm_head.weight")
+        self._refuse_missing(wanted - set(rest))
         _save(rest, self.place / _REST)
+
+    def _refuse_missing(self, names: set[str]) -> None:
+        if names:
+            raise WeightsError(f"{self.checkpoint.path}: {min(names)} is missing")
 
     def write_layers(self, ids: Tensor | None, progress: bool) -> None:
         """One shard after the other; those that are there are only run through."""
@@ -138,13 +149,12 @@ class _Run:
         hidden, rotary = embedded(self._embedding() if ids is not None else None, config, self.scheme, ids)
         for i in tqdm(range(config.num_hidden_layers), desc=self.scheme.method, unit="layer", disable=not progress):
             shard = self.place / shard_name(i, config.num_hidden_layers)
-            if shard.is_file():
-                if hidden:
-                    self._pass_through(i, load_file(shard), hidden, rotary)
-                continue
-            layer = self._read_layer(i)
-            quantize_layer(layer, self.scheme, hidden, rotary)
-            _save(stored_as(layer, f"model.layers.{i}.", half_type(config)), shard)
+            if not shard.is_file():
+                layer = self._read_layer(i)
+                quantize_layer(layer, self.scheme, hidden, rotary)
+                _save(stored_as(layer, f"model.layers.{i}.", half_type(config)), shard)
+            if hidden:  # through what was written, as a run that goes on later does: both end in the same bits
+                self._pass_through(i, load_file(shard), hidden, rotary)
 
     def _embedding(self) -> nn.Embedding:
         weight = load_file(self.place / _REST)["model.embed_tokens.weight"].to(self.device, self._dtype)
@@ -159,21 +169,18 @@ class _Run:
         with torch.device("meta"), no_init_weights():
             layer = DecoderLayer(self.checkpoint.config, i)
         read = {name.removeprefix(prefix): t for name, t in read_parameters(self.checkpoint, prefix)}
-        if missing := sorted(set(layer.state_dict()) - set(read)):
-            raise QuantError(f"{self.checkpoint.path}: {prefix}{missing[0]} is missing")
+        self._refuse_missing({prefix + name for name in set(layer.state_dict()) - set(read)})
         read = {name: tensor.to(self.device, self._dtype) for name, tensor in read.items()}
         layer.load_state_dict(read, assign=True)
         return layer.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def _pass_through(self, i: int, shard: dict[str, Tensor], hidden: list[Tensor], rotary: Any) -> None:
-        """What a layer that an earlier run wrote gives."""
+        """The hidden states through a layer as it is in its file."""
         prefix = f"model.layers.{i}."
         with torch.device("meta"), no_init_weights():
             layer = with_grids(DecoderLayer(self.checkpoint.config, i), self.scheme.bits, self.scheme.group)
         fill(layer, {name.removeprefix(prefix): t for name, t in shard.items()}, self._dtype, self.device)
-        for row, x in enumerate(hidden):
-            hidden[row] = layer(x, rotary)[0]
+        pass_on(layer, hidden, rotary)
 
 
 def shard_name(layer: int, layers: int) -> str:

@@ -24,6 +24,9 @@ def refuse_non_finite(x: Tensor, absmax: Tensor) -> None:
     """
     if not has_values(absmax) or bool(absmax.isfinite().all()):
         return
-    at = (~x.detach().to(torch.float32).isfinite()).nonzero()[0].tolist()
+    wrong = (~x.detach().to(torch.float32).isfinite()).nonzero()
+    if not len(wrong):
+        return
+    at = wrong[0].tolist()
     value = x[tuple(at)].item()
     raise QuantError(f"{value} at {at} of a tensor of shape {list(x.shape)}: only finite float32 numbers have a code")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..model.costs import has_values
 from .errors import QuantError, refuse_non_finite
 from .linear import QuantizedLinear
 from .packing import pack, unpack
@@ -40,7 +41,10 @@ class Grid:
         low, high = (x.float() for x in weight.aminmax(dim=-1, keepdim=True))
         low, high = low.clamp(max=0), high.clamp(min=0)
         step = ((high - low) / (2**bits - 1)).clamp(min=_SMALLEST_STEP).half().float()
-        refuse_non_finite(weight, step)
+        if has_values(step) and not bool(step.isfinite().all()):
+            refuse_non_finite(weight, step)
+            largest = float(torch.maximum(high, -low).max())
+            raise QuantError(f"a weight of magnitude {largest:.3g} is too large for steps in float16 with {bits} bits")
         return cls(step, (-low / step).round().clamp(0, 2**bits - 1), bits)
 
     def codes(self, weight: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..model.layers import DecoderLayer
 from ..model.rope import rotary_tables
-from .errors import QuantError
+from .errors import QuantError, refuse_non_finite
 from .gptq import Calibration, Collector, awq_stretch, gptq
 from .grid import GridLinear, fitting_group, round_to_nearest
 from .int8 import Linear8bit
@@ -90,6 +90,7 @@ def quantize_model(model: Aquila2ForCausalLM, scheme: Scheme, ids: Tensor | None
     hidden, rotary = embedded(model.model.embed_tokens, model.config, scheme, ids)
     for layer in model.model.layers:
         quantize_layer(layer, scheme, hidden, rotary)
+        pass_on(layer, hidden, rotary)
     return model
 
 
@@ -115,21 +116,53 @@ def embedded(
 def quantize_layer(
     layer: DecoderLayer, scheme: Scheme, hidden: list[Tensor], rotary: tuple[Tensor, Tensor] | None
 ) -> None:
-    """Replaces the linear maps of a layer, and moves the hidden states on to the next.
+    """Replaces the linear maps of a layer.
 
     Args:
         layer: changed in place.
         scheme: how.
-        hidden: what the layer is given, (1, T, C) each; becomes what it gives. Empty where nothing calibrates.
+        hidden: what the layer is given, (1, T, C) each. Empty where nothing calibrates.
         rotary: cosine and sine, see `DecoderLayer`.
+
+    Raises:
+        QuantError: a weight that is not finite or too large; its name is told.
     """
+    _check_finite(layer)
     seen = look_at_inputs(layer, hidden, rotary) if hidden else {}
     if scheme.method == "awq":
         _stretch(layer, scheme, seen)
     for name in LINEARS:
-        layer.set_submodule(name, _quantized(layer.get_submodule(name), scheme, seen.get(name)))
+        try:
+            layer.set_submodule(name, _quantized(layer.get_submodule(name), scheme, seen.get(name)))
+        except QuantError as error:
+            raise QuantError(f"{_full_name(layer, name)}: {error}") from None
+
+
+@torch.no_grad()
+def pass_on(layer: DecoderLayer, hidden: list[Tensor], rotary: tuple[Tensor, Tensor] | None) -> None:
+    """Moves the hidden states through a layer.
+
+    Args:
+        layer: as the next one is to see it.
+        hidden: what the layer is given, (1, T, C) each; becomes what it gives.
+        rotary: cosine and sine, see `DecoderLayer`.
+    """
     for row, x in enumerate(hidden):
         hidden[row] = layer(x, rotary)[0]
+
+
+def _full_name(layer: DecoderLayer, name: str) -> str:
+    return f"model.layers.{layer.self_attn.layer}.{name}"
+
+
+def _check_finite(layer: DecoderLayer) -> None:
+    """Before anything runs: a nan would be in all inputs that come after it, and none of them tells where it began."""
+    for name in LINEARS:
+        weight = layer.get_submodule(name).weight
+        try:
+            refuse_non_finite(weight, weight.detach().float().abs().amax(0))
+        except QuantError as error:
+            raise QuantError(f"{_full_name(layer, name)}: {error}") from None
 
 
 def look_at_inputs(

@@ -162,11 +162,15 @@ def load_grids(path: Path, config: Aquila2Config, dtype: torch.dtype, device: to
     bits, group = _bits_and_group(facts, path)
     with torch.device("meta"), no_init_weights():
         model = with_grids(Aquila2ForCausalLM(plain).to(dtype), bits, group)
-    with ExitStack() as stack:
-        tensors = _as_gptq_v2(open_checkpoint(path, config, stack).readers, facts, bits)
-        if plain.tie_word_embeddings:
+    try:
+        with ExitStack() as stack:
+            tensors = _as_gptq_v2(open_checkpoint(path, config, stack).readers, facts, bits)
+        if plain.tie_word_embeddings and "model.embed_tokens.weight" in tensors:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         fill(model, tensors, dtype, device)
+        _check_groups(model)
+    except QuantError as error:
+        raise QuantError(f"{path}: {error}") from None
     model.tie_weights()
     for name, module in list(model.named_modules()):
         if Int4Linear.fits(module):
@@ -220,13 +224,35 @@ def _kept_codes(file: GGUFFile, stored: str, stem: str, linear: nn.Linear, confi
     return Int4Linear(linear, *(half_rotation(part, heads) if heads else part for part in parts))
 
 
+def _check_groups(model: nn.Module) -> None:
+    """An index that leads out of the scales would only be noticed by a product, and not by name."""
+    for name, module in model.named_modules():
+        if not isinstance(module, GridLinear):
+            continue
+        first, last = (int(x) for x in module.g_idx.aminmax())
+        if first < 0 or last >= len(module.scales):
+            wrong = first if first < 0 else last
+            raise QuantError(f"{name}.g_idx has a group {wrong}, and there are scales for {len(module.scales)}")
+
+
 def _bits_and_group(facts: dict[str, Any], path: Path) -> tuple[int, int]:
+    """Both as the configuration says them, if it is one that can be read.
+
+    Raises:
+        QuantError: it is not; the file is named.
+    """
     bits, group = facts.get("bits", facts.get("w_bit")), facts.get("group_size", facts.get("q_group_size"))
-    version = str(facts.get("version", "gemm")).lower()
-    if not isinstance(bits, int) or not isinstance(group, int) or bits not in (2, 3, 4, 8) or version != "gemm":
+    said = f"{path / 'config.json'}: quantization_config has"
+    is_awq = facts["quant_method"] == "awq"
+    version, layout = str(facts.get("version", "gemm")).lower(), str(facts.get("checkpoint_format", "gptq")).lower()
+    if is_awq and (bits != 4 or version != "gemm"):
+        raise QuantError(f"{said} AWQ with bits {bits!r} and version {version!r}; 4 bits and GEMM can be read")
+    if not is_awq and layout not in ("gptq", "gptq_v2"):
+        raise QuantError(f"{said} checkpoint_format {layout!r}; 'gptq' and 'gptq_v2' can be read")
+    if bits not in (2, 3, 4, 8) or not isinstance(group, int) or group == 0 or group < -1:
         raise QuantError(
-            f"{path / 'config.json'}: quantization_config has bits {bits!r}, group_size {group!r} and version "
-            f"{version!r}; 2, 3, 4 or 8 bits, a whole number, and AWQ's GEMM version can be read"
+            f"{said} bits {bits!r} and group_size {group!r}; 2, 3, 4 or 8 bits can be read, in groups of a whole "
+            "number of columns or, with -1, of a row"
         )
     return bits, group
 
@@ -239,13 +265,22 @@ def _as_gptq_v2(readers: dict[str, Any], facts: dict[str, Any], bits: int) -> di
         if tensors.pop(name).any():
             raise QuantError(f"{name} is not zero, and an Aquila2 model has no bias")
     for stem in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
-        if facts["quant_method"] == "awq":
-            tensors |= _from_awq(stem, tensors, bits)
-        elif facts.get("checkpoint_format", "gptq") == "gptq":  # the first version stores zeros less one
-            zeros = unpack(tensors[f"{stem}.qzeros"].t(), bits).t() + 1 & 2**bits - 1
-            tensors[f"{stem}.qzeros"] = pack(zeros.t().contiguous(), bits).t().contiguous()
-        tensors.setdefault(f"{stem}.g_idx", _in_order(facts, len(tensors[f"{stem}.qweight"]) * 32 // bits))
+        if missing := [name for name in ("qzeros", "scales") if f"{stem}.{name}" not in tensors]:
+            raise QuantError(f"{stem}.{missing[0]} is missing")
+        try:
+            _make_gptq_v2(stem, tensors, facts, bits)
+        except RuntimeError as error:  # words of torch about shapes, which do not say whose
+            raise QuantError(f"{stem}: qweight and qzeros are no words of {bits} bits: {error}") from None
     return tensors
+
+
+def _make_gptq_v2(stem: str, tensors: dict[str, Tensor], facts: dict[str, Any], bits: int) -> None:
+    if facts["quant_method"] == "awq":
+        tensors |= _from_awq(stem, tensors)
+    elif str(facts.get("checkpoint_format", "gptq")).lower() == "gptq":  # the first version stores zeros less one
+        zeros = unpack(tensors[f"{stem}.qzeros"].t(), bits).t() + 1 & 2**bits - 1
+        tensors[f"{stem}.qzeros"] = pack(zeros.t().contiguous(), bits).t().contiguous()
+    tensors.setdefault(f"{stem}.g_idx", _in_order(facts, len(tensors[f"{stem}.qweight"]) * 32 // bits))
 
 
 def _in_order(facts: dict[str, Any], width: int) -> Tensor:
@@ -254,9 +289,9 @@ def _in_order(facts: dict[str, Any], width: int) -> Tensor:
     return (torch.arange(width) // (group if group > 0 else width)).to(torch.int32)
 
 
-def _from_awq(stem: str, tensors: dict[str, Tensor], bits: int) -> dict[str, Tensor]:
+def _from_awq(stem: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     codes, zeros = (unpack_awq(tensors[f"{stem}.{name}"]) for name in ("qweight", "qzeros"))
     return {
-        f"{stem}.qweight": pack(codes, bits),
-        f"{stem}.qzeros": pack(zeros.t().contiguous(), bits).t().contiguous(),
+        f"{stem}.qweight": pack(codes, 4),
+        f"{stem}.qzeros": pack(zeros.t().contiguous(), 4).t().contiguous(),
     }
