@@ -291,8 +291,14 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     _need("peft", "pip install 'aquila2-tut[train]'")
     from peft import PeftModel
 
+    from aquila2_tut.quant.linear import QuantizedLinear
     from aquila2_tut.train.adapters import check_fit
 
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise LoaderError(
+            f"peft cannot put {folder} on the grids of a GPTQ or AWQ checkpoint or a GGUF file: take the model as it "
+            "was, or in NF4 with qlora_dir"
+        )
     check_fit(model, folder)
     return PeftModel.from_pretrained(model, folder)
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader
+from aquila2_tut.locate import LoaderError
 from aquila2_tut.model.weights import load_model
 from aquila2_tut.quant import QuantError, Scheme, backends, dequantize_nf4, quantize_nf4
 from aquila2_tut.quant.backends import CONFIGS, check_device, named_config
@@ -67,7 +68,10 @@ def test_the_linear_maps_are_quantized_and_nothing_else(loaded, numbers):
     name, model = loaded
     linear, weight, largest = EXPECTED[name]
     assert kinds(model) == {(linear, weight)}
-    assert type(model.lm_head) in (nn.Linear, type(load_model(NANO).lm_head)) and type(model.lm_head.weight) is nn.Parameter
+    assert (
+        type(model.lm_head) in (nn.Linear, type(load_model(NANO).lm_head))
+        and type(model.lm_head.weight) is nn.Parameter
+    )
     assert type(model.model.embed_tokens.weight) is nn.Parameter and model.model.embed_tokens.weight.dtype == BF16
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert all(type(m.weight) is nn.Parameter for n, m in model.named_modules() if "norm" in n)
@@ -91,7 +95,9 @@ def test_saved_and_loaded(loaded, tmp_path, used):
     if used:
         logits(model)
     if name == "torchao-int4":
-        with pytest.raises(QuantError, match="torchao cannot save its four-bit weights of a CPU: `aquila2-tut quantize`"):
+        with pytest.raises(
+            QuantError, match="torchao cannot save its four-bit weights of a CPU: `aquila2-tut quantize`"
+        ):
             model.save_pretrained(tmp_path / "out")
         assert not (tmp_path / "out").exists()
         return
@@ -135,6 +141,8 @@ def test_a_model_that_is_too_narrow_for_the_kernel(tmp_path):
     with pytest.raises(QuantError, match=r"among 32 columns or more, .* groups of 4: take 'torchao-int8'"):
         load("torchao-int4", tmp_path)
     assert kinds(load("torchao-int8", tmp_path)) == {("Linear", "Int8Tensor")}
+    numbers = logits(load_model(tmp_path, torch_dtype="float32"))
+    assert change(logits(load("nf4", tmp_path)), numbers) < 0.3
 
 
 # --- what is refused before anything is loaded ---
@@ -146,13 +154,17 @@ def nothing_is_loaded(monkeypatch):
 
 
 def test_names_that_there_are_not(nothing_is_loaded):
-    with pytest.raises(QuantError, match="quantization 'nf5' is not one of nf4, .*torchao-int4, gguf, nor a configuration"):
+    with pytest.raises(
+        QuantError, match="quantization 'nf5' is not one of nf4, .*torchao-int4, gguf, nor a configuration"
+    ):
         load("nf5")
     with pytest.raises(QuantError, match='"gguf" is for a GGUF file'):
         load("gguf")
 
 
-@pytest.mark.parametrize(("name", "library"), [("nf4", "bitsandbytes"), ("torchao-int8", "torchao"), ("int8", "accelerate")])
+@pytest.mark.parametrize(
+    ("name", "library"), [("nf4", "bitsandbytes"), ("torchao-int8", "torchao"), ("int8", "accelerate")]
+)
 def test_a_library_that_is_missing(nothing_is_loaded, monkeypatch, name, library):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda x, *rest: None if x == library else real(x, *rest))
@@ -216,5 +228,5 @@ def loras(model: nn.Module) -> list[nn.Module]:
 
 def test_an_adapter_over_a_grid_says_what_to_do(adapter, tmp_path):
     out = quantize_checkpoint(NANO, tmp_path / "out", Scheme("rtn"), progress=False)
-    with pytest.raises(ValueError, match="peft .* GPTQ or AWQ"):
+    with pytest.raises(LoaderError, match="peft cannot put .* GPTQ or AWQ"):
         AutoLoader("aquila2", out, lora_dir=adapter, device="cpu").get_model()

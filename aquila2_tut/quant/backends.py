@@ -163,17 +163,19 @@ def load_with_library(
         model = _quietly(path, **where)
     else:
         model = _quietly(None, state_dict=dict(load_model(path, config, dtype).state_dict()), **where)
-    return _made_safe_to_save(model, library, device)
+    return _made_safe(model, library, device)
 
 
-def _made_safe_to_save(model: Aquila2ForCausalLM, library: str | None, device: torch.device) -> Aquila2ForCausalLM:
-    """What the libraries cannot save of a model on a CPU they say late, or not at all."""
+def _made_safe(model: Aquila2ForCausalLM, library: str | None, device: torch.device) -> Aquila2ForCausalLM:
+    """What the libraries cannot run or save of a model on a CPU they say late, or not at all."""
     if device.type != "cpu":
         return model
     if library == "torchao" and _has_int4(model.config.quantization_config):
         model.save_pretrained = _refuse_to_save
     for module in model.modules() if library == "bitsandbytes" else ():
-        if hasattr(getattr(module, "weight", None), "quant_state"):
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Its other order of the codes is for whole tiles, which it does not check.
+            module.support_avx512bf16_for_cpu &= module.in_features % 64 == 0 and module.out_features % 32 == 0
             module.register_state_dict_pre_hook(_scales_in_order)
     return model
 
