@@ -59,7 +59,8 @@ class AutoLoader:
         model_dir: a checkpoint folder, or the folder that holds checkpoint folders by name; downloads from the
             ModelHub go there (default: `models` in the cache folder of `assets.home()`).
         lora_dir: folder of a LoRA adapter, put on the model with peft.
-        qlora_dir: folder of an adapter trained with Q-LoRA: the model is loaded in NF4 under it.
+        qlora_dir: folder of an adapter trained with Q-LoRA: the model is loaded in NF4 under it, or as it is stored
+            if that is quantized already.
         quantization_config: a quantization configuration of transformers, or the name of one: "nf4", "nf4-single",
             "int8" (bitsandbytes), "torchao-int8", "torchao-int4"; "gguf" leaves the four-bit codes of a GGUF file as
             they are, on a CPU. A checkpoint that is quantized already needs none.
@@ -96,7 +97,7 @@ class AutoLoader:
         self.adapter_dir = _check_adapter(lora_dir or qlora_dir)
         self.model_name, self.model_dir = str(model_name), Path(model_dir).expanduser() if model_dir else None
         self.device, self._dtype, self.attn_backend = pick_device(device), parse_dtype(torch_dtype), attn_backend
-        self.quantization_config = "nf4" if qlora_dir and quantization_config is None else quantization_config
+        self.quantization_config, self._qlora = quantization_config, qlora_dir is not None
         self.local_files_only = local_files_only
         if not self._given():
             canonical_name(self.model_name)
@@ -148,7 +149,8 @@ class AutoLoader:
         if getattr(self.config, "quantization_config", None):
             model = self._load_stored()
         else:
-            model = self._load() if self.quantization_config is None else self._load_quantized()
+            settings = "nf4" if self._qlora and self.quantization_config is None else self.quantization_config
+            model = self._load() if settings is None else self._load_quantized(settings)
         model.aquila_name = self.name
         return (_with_adapter(model, self.adapter_dir) if self.adapter_dir else model).eval()
 
@@ -167,11 +169,11 @@ class AutoLoader:
         own = path.is_file() or any((path / file).is_file() for file in ("tokenizer.json", "vocab.json"))
         return load_tokenizer(path if own or not name else name)
 
-    def _load_quantized(self) -> Aquila2ForCausalLM:
+    def _load_quantized(self, settings: Any) -> Aquila2ForCausalLM:
         from aquila2_tut.quant.backends import load_with_library, named_bytes, named_config
         from aquila2_tut.quant.stored import half_type, load_gguf_codes
 
-        dtype, settings = self._dtype or half_type(self.config), self.quantization_config
+        dtype = self._dtype or half_type(self.config)
         if dtype == torch.bfloat16 and not self._dtype and not _has_bfloat16(self.device):
             dtype = torch.float16
         if settings == "gguf":
@@ -190,7 +192,7 @@ class AutoLoader:
         if self.quantization_config is not None:
             raise LoaderError(f"{self.path} is quantized already ({method}): leave quantization_config out")
         if method not in GRIDS:
-            return self._load_quantized()
+            return self._load_quantized(None)
         _check_room(sum(file.stat().st_size for file in self.path.glob("*.safetensors")), method, self.device)
         return load_grids(self.path, self.config, self._dtype or half_type(self.config), self.device)
 
@@ -295,8 +297,14 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
     _need("peft", "pip install 'aquila2-tut[train]'")
     from peft import PeftModel
 
+    from aquila2_tut.quant.linear import QuantizedLinear
     from aquila2_tut.train.adapters import check_fit
 
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise LoaderError(
+            f"peft cannot put {folder} on the grids of a GPTQ or AWQ checkpoint or a GGUF file: take the model as it "
+            "was, or in NF4 with qlora_dir"
+        )
     check_fit(model, folder)
     return PeftModel.from_pretrained(model, folder)
 

@@ -1,4 +1,4 @@
-"""Quantized checkpoints beside those of bitsandbytes, loaded by other programs, cut off in the middle and gone on with."""
+"""Quantized checkpoints beside those of bitsandbytes, loaded by other programs, cut off and gone on with."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from test_weights import interleaved, megatron, native
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from aquila2_tut import Aquila2Config, Aquila2ForCausalLM, AutoLoader, assets
+from aquila2_tut.locate import LoaderError
 from aquila2_tut.model.layouts import ffn_width
 from aquila2_tut.model.weights import WeightsError, load_model
 from aquila2_tut.quant import GridLinear, QuantError, Scheme, quantize_model
@@ -25,7 +26,7 @@ NANO = ROOT / "data" / "Aquila2-Nano"
 SHAPE = {
     "vocab_size": 96,
     "hidden_size": 64,
-    "intermediate_size": 96,
+    "intermediate_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -58,7 +59,8 @@ def tiny(**shape) -> Aquila2ForCausalLM:
     torch.manual_seed(0)
     model = Aquila2ForCausalLM(Aquila2Config(**SHAPE | shape)).eval()
     for name, weight in model.named_parameters():
-        weight.data.copy_(1 + 0.5 * torch.rand_like(weight) if "norm" in name else torch.randn_like(weight) / 8)
+        weight.data.copy_(1 + 0.5 * torch.rand_like(weight) if "norm" in name else torch.randn_like(weight) / 16)
+    model.model.embed_tokens.weight.data.mul_(16)
     return model
 
 
@@ -128,7 +130,7 @@ def assert_same_stored(name: str, found: dict[str, torch.Tensor], wanted: dict[s
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-5, atol=1e-8)
     elif f"{stem}.nested_absmax" in wanted and name.endswith(".absmax"):
         apart = (found[name].int() - wanted[name].int()).abs()  # the mean is summed in another order
-        assert apart.max() <= 1 and apart.count_nonzero() <= 1 + len(apart) // 100, name
+        assert apart.max() <= 1 and apart.count_nonzero() <= 1 + len(apart) // 20, name
     else:
         assert torch.equal(found[name], wanted[name]), name
 
@@ -202,7 +204,7 @@ def gguf_file(path: Path) -> Aquila2ForCausalLM:
         (writer.add_block_count, 2),
         (writer.add_context_length, 2048),
         (writer.add_embedding_length, 64),
-        (writer.add_feed_forward_length, 96),
+        (writer.add_feed_forward_length, 128),
         (writer.add_head_count, 4),
         (writer.add_head_count_kv, 2),
         (writer.add_layer_norm_rms_eps, model.config.rms_norm_eps),
@@ -244,10 +246,9 @@ def test_the_embedded_model_from_its_gguf_file(tmp_path):
 # --- cut off ---
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq"])
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("method", "stored"), [("gptq", "bfloat16"), ("awq", "float32")])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, method, stored):
-    """With float32 weights a norm is not the same number in the file as before: the layers to come must see the file's."""
+    """With float32 weights a norm is another number in the file: the layers to come must see the file's."""
     source = tmp_path / "source"
     tiny(num_hidden_layers=4, dtype=stored).to(getattr(torch, stored)).save_pretrained(source)
     wanted = files_of(write(source, tmp_path / "whole", Scheme(method, 4)))
@@ -256,7 +257,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path, method, stored
     assert done.returncode == -signal.SIGKILL, done.stderr
     part = tmp_path / ".out.part"
     assert not (tmp_path / "out").exists()
-    assert sorted(file.name for file in part.glob("*.safetensors")) == ["model-00001-of-00004.safetensors"] + [
+    assert sorted(file.name for file in part.glob("*.safetensors")) == [
+        "model-00001-of-00004.safetensors",
         "model-00002-of-00004.safetensors",
         "model-rest.safetensors",
     ]
@@ -291,7 +293,7 @@ def test_quantized_once_is_enough(source, tmp_path):
     once = write(source, tmp_path / "once", Scheme("nf4"), None)
     with pytest.raises(QuantError, match="once is quantized already: begin with the model as it was"):
         write(once, tmp_path / "twice", Scheme("rtn"), None)
-    with pytest.raises(ValueError, match="once is quantized already"):
+    with pytest.raises(LoaderError, match="once is quantized already"):
         AutoLoader("aquila2", once, quantization_config="nf4", device="cpu").get_model()
 
 
@@ -317,7 +319,7 @@ def test_a_weight_that_is_not_finite_or_too_large(tmp_path):
         model.model.layers[1].mlp.up_proj.weight.data[3, 5] = value
         model.save_pretrained(folder)
         with pytest.raises(QuantError, match=rf"model\.layers\.1\.mlp\.up_proj: .*{said}"):
-            write(folder, tmp_path / "out", Scheme("rtn", 4, 16 if value == 1e7 else 32), None)
+            write(folder, tmp_path / f"out-{value}", Scheme("rtn"), None)
 
 
 def test_widths_that_leave_words_open_are_refused(tmp_path):

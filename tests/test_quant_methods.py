@@ -29,16 +29,16 @@ SHAPE = {
     "num_key_value_heads": 2,
 }
 IDS = torch.arange(160).view(5, 32) * 37 % 96
-HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}, {"num_key_value_heads": 2, "head_dim": 32}]
+HEADS = [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1, "head_dim": 32}]
 
 
 def tiny(**shape) -> Aquila2ForCausalLM:
     torch.manual_seed(0)
     model = Aquila2ForCausalLM(Aquila2Config(**SHAPE | shape)).eval()
     for name, weight in model.named_parameters():
-        weight.data.copy_(torch.randn_like(weight) / 8)
+        weight.data.copy_(torch.randn_like(weight) / (1 if "embed" in name else 16))
         if "norm" in name:  # not all ones, or one left out would not be noticed; and a few inputs large
-            weight.data.copy_((1 + 0.5 * torch.rand_like(weight)) * (1 + 5 * (torch.arange(64) % 11 == 3)))
+            weight.data.copy_((1 + 0.5 * torch.rand_like(weight)) * (1 + 3 * (torch.arange(64) % 11 == 3)))
     return model
 
 
@@ -78,7 +78,7 @@ def test_every_method_on_every_kind_of_heads(shape, method):
     kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(methods.LINEARS)}
     assert len(kinds) == 14 and set(kinds.values()) == {wanted}
     assert isinstance(model.lm_head, torch.nn.Linear) and isinstance(model.model.embed_tokens, torch.nn.Embedding)
-    assert 0 < change(model, before) < (0.3 if method == "nf4" else 0.05)
+    assert 0 < change(model, before) < (0.25 if method == "nf4" else 0.05)
 
 
 def test_looking_at_the_inputs_pays():
@@ -86,7 +86,7 @@ def test_looking_at_the_inputs_pays():
     before, changes = logits(tiny()), {}
     for method in ("rtn", "gptq", "awq"):
         changes[method] = change(quantize_model(tiny(), Scheme(method, 3, 32), IDS), before)
-    assert changes["gptq"] < 0.8 * changes["rtn"]
+    assert changes["gptq"] < 0.9 * changes["rtn"]
     assert changes["awq"] < changes["rtn"]
 
 

@@ -45,7 +45,9 @@ def test_three_bits_lie_as_gptq_has_them():
     Source: how GPTQModel's packer fills three words with 32 codes.
     """
     codes = random_codes(32, 1, 3)
-    first, second, third = (word & 0xFFFFFFFF for word in pack(torch.tensor(codes, dtype=torch.uint8), 3)[:, 0].tolist())
+    first, second, third = (
+        word & 0xFFFFFFFF for word in pack(torch.tensor(codes, dtype=torch.uint8), 3)[:, 0].tolist()
+    )
     flat = [row[0] for row in codes]
     assert first == sum(code << 3 * i for i, code in enumerate(flat[:10])) | (flat[10] & 3) << 30
     assert second == flat[10] >> 2 | sum(code << 3 * i + 1 for i, code in enumerate(flat[11:21])) | (flat[21] & 1) << 31
@@ -71,7 +73,8 @@ def test_awq_has_even_columns_before_odd_ones():
     assert unpack_awq(torch.tensor([[word, word]], dtype=torch.int32)).tolist() == [[*range(8)] * 2]
     codes = random_codes(5, 24, 4)
     words = [
-        [sum(row[8 * w + c] << 4 * i for i, c in enumerate([0, 2, 4, 6, 1, 3, 5, 7])) for w in range(3)] for row in codes
+        [sum(row[8 * w + c] << 4 * i for i, c in enumerate([0, 2, 4, 6, 1, 3, 5, 7])) for w in range(3)]
+        for row in codes
     ]
     signed = [[word - 2**32 if word >= 2**31 else word for word in row] for row in words]
     assert unpack_awq(torch.tensor(signed, dtype=torch.int32)).tolist() == codes

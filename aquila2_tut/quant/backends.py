@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 from transformers.utils import logging
 
@@ -28,6 +29,8 @@ _INSTALL = {
     "torchao": "pip install 'aquila2-tut[quant]'",
     "accelerate": "pip install 'aquila2-tut[train]'",
 }
+
+_INT4_GROUP = 32  # columns, the smallest group of torchao's kernels
 
 
 def nf4_config(compute_dtype: torch.dtype, double_quant: bool = True) -> BitsAndBytesConfig:
@@ -53,6 +56,11 @@ def _torchao_int8(device: torch.device, group: int) -> TorchAoConfig:
 
 def _torchao_int4(device: torch.device, group: int) -> TorchAoConfig:
     """On a CPU torchao has its four bits among the prototypes; on CUDA in tiles for the tensor cores."""
+    if group < _INT4_GROUP:
+        raise QuantError(
+            f"torchao's int4 kernels share a scale among {_INT4_GROUP} columns or more, and the widths of this model "
+            f"divide into groups of {group}: take 'torchao-int8' or 'nf4'"
+        )
     if device.type == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
@@ -164,8 +172,37 @@ def load_with_library(
     if settings is not None:
         where["quantization_config"] = settings
     if path.is_dir() and _is_standard(path, config):
-        return _quietly(path, **where)
-    return _quietly(None, state_dict=dict(load_model(path, config, dtype).state_dict()), **where)
+        model = _quietly(path, **where)
+    else:
+        model = _quietly(None, state_dict=dict(load_model(path, config, dtype).state_dict()), **where)
+    return _made_safe(model, library, device)
+
+
+def _made_safe(model: Aquila2ForCausalLM, library: str | None, device: torch.device) -> Aquila2ForCausalLM:
+    """What the libraries cannot run or save of a model on a CPU they say late, or not at all."""
+    if device.type != "cpu":
+        return model
+    if library == "torchao" and _has_int4(model.config.quantization_config):
+        model.save_pretrained = _refuse_to_save
+    for module in model.modules() if library == "bitsandbytes" else ():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # Its other order of the codes is for whole tiles, which it does not check.
+            module.support_avx512bf16_for_cpu &= module.in_features % 64 == 0 and module.out_features % 32 == 0
+            module.register_state_dict_pre_hook(_scales_in_order)
+    return model
+
+
+def _refuse_to_save(*arguments: Any, **options: Any) -> None:
+    raise QuantError(
+        "torchao cannot save its four-bit weights of a CPU: `aquila2-tut quantize` writes four bits that can be loaded"
+    )
+
+
+def _scales_in_order(module: nn.Module, prefix: str, keep_vars: bool) -> None:
+    """For its first product on some CPUs bitsandbytes turns the scales, and back only nested ones before it saves."""
+    state = module.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False) and not state.original_nested and state.absmax.ndim == 2:
+        state.absmax = state.absmax.t().reshape(-1).float()
 
 
 def _is_standard(path: Path, config: Aquila2Config) -> bool:
