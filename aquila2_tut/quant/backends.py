@@ -187,7 +187,7 @@ def _refuse_to_save(*arguments: Any, **options: Any) -> None:
 
 
 def _scales_in_order(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-    """For its first product on some CPUs bitsandbytes turns the scales; before it saves, it turns only nested ones back."""
+    """On some CPUs bitsandbytes turns the scales before a product, and back for saving only where they are nested."""
     state = module.weight.quant_state
     if getattr(state, "packing_format_for_cpu", False) and not state.original_nested and state.absmax.ndim == 2:
         state.absmax = state.absmax.t().reshape(-1).float()
