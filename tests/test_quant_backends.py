@@ -1,4 +1,4 @@
-"""The libraries behind `AutoLoader(quantization_config=…)`: what they quantize, leave alone, and what is refused."""
+"""The libraries behind `AutoLoader(quantization_config=…)`: that they quantize, what they leave, what is refused."""
 
 import importlib.util
 from pathlib import Path
@@ -59,6 +59,18 @@ def loaded(request):
     return request.param, load(request.param)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    model = Aquila2ForCausalLM(Aquila2Config(num_attention_heads=4, num_key_value_heads=2, **shape)).to(BF16)
+    for name, weight in model.named_parameters():
+        if name.endswith("proj.weight"):
+            weight.data.mul_(4)
+    model.save_pretrained(folder := tmp_path_factory.mktemp("small"))
+    return folder
+
+
 def test_every_name_is_expected_here():
     assert CONFIGS.keys() == EXPECTED.keys()
 
@@ -88,10 +100,10 @@ def test_it_answers(loaded):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_saved_and_loaded(loaded, tmp_path, used):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_saved_and_loaded(small, tmp_path, name, used):
     """Also after products, before which bitsandbytes lays codes and scales out anew."""
-    name, model = loaded[0], load(loaded[0])
-    before = logits(loaded[1])
+    model, before = load(name, small), logits(load(name, small))
     if used:
         logits(model)
     if name == "torchao-int4":
@@ -138,7 +150,7 @@ def test_other_types_of_what_is_not_quantized():
 def test_a_model_that_is_too_narrow_for_the_kernel(tmp_path):
     shape = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1}
     Aquila2ForCausalLM(Aquila2Config(num_attention_heads=2, **shape)).to(BF16).save_pretrained(tmp_path)
-    with pytest.raises(QuantError, match=r"among 32 columns or more, .* groups of 4: take 'torchao-int8'"):
+    with pytest.raises(QuantError, match=r"among 32 columns or more, .* groups of 8: take 'torchao-int8'"):
         load("torchao-int4", tmp_path)
     assert kinds(load("torchao-int8", tmp_path)) == {("Linear", "Int8Tensor")}
     numbers = logits(load_model(tmp_path, torch_dtype="float32"))
@@ -216,7 +228,7 @@ def test_an_adapter_over_nf4(adapter, tmp_path, numbers):
     out = quantize_checkpoint(NANO, tmp_path / "out", Scheme("nf4"), progress=False)
     rounded_before = AutoLoader("aquila2", out, qlora_dir=adapter, device="cpu").get_model()
     wanted = logits(plain)
-    assert change(logits(rounded_now), wanted) < 0.2 * change(wanted, numbers)
+    assert change(logits(rounded_now), wanted) < 0.5 * change(wanted, numbers)
     assert change(logits(rounded_before), logits(rounded_now)) < 0.02
     text = rounded_now.predict("The", tokenizer=AutoLoader("aquila2", NANO).get_tokenizer(), sft=False, max_gen_len=3)
     assert isinstance(text, str)
