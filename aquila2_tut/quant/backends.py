@@ -199,11 +199,7 @@ def _refuse_to_save(*arguments: Any, **options: Any) -> None:
 
 
 def _scales_in_order(module: nn.Module, prefix: str, keep_vars: bool) -> None:
-<<<<<<< HEAD
-    """For its first product on some CPUs bitsandbytes turns the scales, and back only nested ones before it saves."""
-=======
     """On some CPUs bitsandbytes turns the scales before a product, and back for saving only where they are nested."""
->>>>>>> qtests2
     state = module.weight.quant_state
     if getattr(state, "packing_format_for_cpu", False) and not state.original_nested and state.absmax.ndim == 2:
         state.absmax = state.absmax.t().reshape(-1).float()
