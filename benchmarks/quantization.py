@@ -76,9 +76,7 @@ class Sizes:
 
 QUICK = Sizes(texts=4, characters=400, python=400, questions=8, rows=2, layer_rows=2)
 # Sixteen times as large as Nano, and slow on a CPU: less of everything, and not what is known to be broken.
-SIZES = {
-    "SmolLM2-135M": Sizes(20, 600, python=600, questions=50, rows=24, layer_rows=8, leave_out=("awq-3", *TWO_BITS))
-}
+SIZES = {"SmolLM2-135M": Sizes(20, 600, python=600, questions=50, layer_rows=8, leave_out=("awq-3", *TWO_BITS))}
 
 
 def told(what: str) -> None:
