@@ -19,7 +19,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import date
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,56 +31,58 @@ from inference import DECODE, PREFILL, TEXT, Peak, best_of, resident
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "aquila2_tut" / "quant" / "speed.json"
 GRID_FOLDERS = "BENCH_GRIDS"  # where the parent has written the checkpoints with grids
-YARDSTICK, BASE = "llama.cpp", "transformers"
-# What limits each, as profiles of a decoded token show; see `products_alone` for the share of the products.
+YARDSTICK, BASE, CLOSER = "llama.cpp", "transformers", "closer:{}"
+# What limits each: the operators that take a token's time in `look_closer`, against the bytes that it has to read.
 LIMITS = {
     "transformers": {
-        "en": "float32 products through torch's own routine, a third of the machine's bandwidth; Python between them",
-        "zh": "float32 乘法走 torch 自带例程，只用到内存带宽的三分之一；其余是 Python 开销",
+        "en": "torch's own float32 product of a matrix and a vector, which uses a third of the memory's bandwidth",
+        "zh": "torch 自带的 float32 矩阵乘向量：只用到内存带宽的三分之一",
     },
     "ours-fp32": {
-        "en": "memory: all of the weights in float32 are read for each token",
-        "zh": "内存带宽：每个词元都要读一遍 float32 的全部权重",
+        "en": "memory bandwidth: 538 MB are read for each token, and oneDNN comes near to what the machine can",
+        "zh": "内存带宽：每个词元要读 538 MB，oneDNN 已接近机器上限",
     },
     "ours-bf16": {
-        "en": "memory for half of the time, Python between the products for the other",
-        "zh": "一半时间受内存带宽限制，另一半是各次乘法之间的 Python 开销",
+        "en": "half of it products (the small matrices far from the bandwidth), half what Python does between them",
+        "zh": "一半时间在乘法上（小矩阵远未用满带宽），另一半是乘法之间的 Python 开销",
     },
     "bnb-int8": {
-        "en": "inputs are quantized, outliers looked for and taken apart in Python, for every product",
-        "zh": "每次乘法都要在 Python 里量化输入、查找并拆分离群列",
+        "en": "framework overhead: 130 operators for each product (quantize the input, look for outliers, scale back); "
+        "the integer product itself is an eighth of the time",
+        "zh": "框架开销：每次乘法要调用约 130 个算子（量化输入、找离群列、再缩放回来），整数乘法本身只占八分之一",
     },
     "torchao-int8": {
-        "en": "the dispatch of a tensor subclass in Python, for every product",
-        "zh": "每次乘法都要经过张量子类的 Python 分派",
+        "en": "dequantize, then multiply: all codes are written out in bfloat16 for each product, and read again",
+        "zh": "先反量化再相乘：每次都把全部编码展开成 bfloat16 写进内存，再读一遍",
     },
     "torchao-int4": {
-        "en": "the same: the kernel itself is that of `int4`, the dispatch around it takes longer than the product",
-        "zh": "同上：内核与 `int4` 相同，但外层分派比乘法本身更费时",
+        "en": "framework overhead: the four-bit kernel takes a fifth of the time, the head in bfloat16 a sixth, "
+        "the operators and the Python around them the rest",
+        "zh": "框架开销：4 比特内核只占五分之一，bfloat16 的输出层占六分之一，其余是外围算子与 Python",
     },
     "bnb-nf4": {
-        "en": "dequantization and the Python around each product",
-        "zh": "反量化，以及每次乘法外围的 Python 开销",
+        "en": "bitsandbytes' kernel, which looks up each code in the table: several times the time of an even grid's",
+        "zh": "bitsandbytes 的内核要为每个编码查表，耗时是均匀网格内核的数倍",
     },
     "nf4-by-hand": {
-        "en": "every weight is dequantized into memory before it is multiplied: more traffic than without quantization",
-        "zh": "先把权重反量化写进内存再相乘，内存读写反而比不量化更多",
+        "en": "dequantize, then multiply: nine tenths of the time go into looking up codes and writing the weights out",
+        "zh": "先反量化再相乘：九成时间用于查表和把权重写进内存",
     },
     "rtn-3": {
-        "en": "codes of 3 bits are unpacked into memory for every product: no kernel for them on a CPU",
-        "zh": "CPU 上没有 3 比特内核，每次乘法都要先把编码解包进内存",
+        "en": "no kernel for 3 bits: 150,000 operators a token unpack the codes, before anything is multiplied",
+        "zh": "没有 3 比特内核：每个词元要用约 15 万个算子解包编码，之后才做乘法",
     },
     "int4": {
-        "en": "Python between the products; the weights themselves take a fifth of the time",
-        "zh": "各次乘法之间的 Python 开销；读权重只占五分之一的时间",
+        "en": "framework overhead: the four-bit kernel takes a quarter of the time, Python and small operators most",
+        "zh": "框架开销：4 比特内核只占约四分之一，大部分时间花在 Python 和小算子上",
     },
     "gguf": {
-        "en": "the same as `int4`, with blocks of 32",
-        "zh": "与 `int4` 相同，只是每块 32 个权重",
+        "en": "the same as `int4`; blocks of 32 have four times as many scales to read",
+        "zh": "与 `int4` 相同；每块 32 个权重，缩放系数多四倍",
     },
     "llama.cpp": {
-        "en": "memory and the products themselves: no Python in between",
-        "zh": "内存带宽与乘法本身，中间没有 Python",
+        "en": "memory bandwidth and the products themselves: nothing is interpreted in between",
+        "zh": "内存带宽与乘法本身，中间没有解释执行的代码",
     },
 }
 
@@ -148,7 +152,6 @@ def measure(side: str) -> dict[str, float]:
         "decode": decoded,
         "peak_bytes": peak.bytes - before,
         "weight_bytes": weight_bytes(model),
-        "bits": bits(model, tokenizer),
         "products": products_alone(model),
     }
 
@@ -210,13 +213,50 @@ def products_alone(model: Any) -> float:
     dtype = next(model.parameters()).dtype
     inputs = {m.in_features: torch.randn(1, 1, m.in_features, dtype=dtype) for m in maps}
     best = float("inf")
-    with torch.inference_mode():
+    with torch.inference_mode(), decoding(model):
         for _ in range(5):
             start = time.perf_counter()
             for m in maps:
                 m(inputs[m.in_features])
             best = min(best, time.perf_counter() - start)
     return best
+
+
+def decoding(model: Any) -> AbstractContextManager[Any]:
+    """What answers are wrapped in: a model of this package keeps copies of some matrices meanwhile."""
+    return model.decoding() if hasattr(model, "decoding") else nullcontext()
+
+
+def look_closer(side: str) -> dict[str, Any]:
+    """What takes no stop-watch, once a side: bits per byte, and which operators a decoded token consists of."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    model, tokenizer = LOADERS[side]()
+    return {"bits": bits(model, tokenizer), **operators(model, tokenizer)}
+
+
+def operators(model: Any, tokenizer: Any, tokens: int = 5) -> dict[str, Any]:
+    """How many operators torch runs for a decoded token, and the three with the largest shares of their time."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with torch.inference_mode(), decoding(model):
+        out = model(tokenizer(TEXT, return_tensors="pt").input_ids, use_cache=True, logits_to_keep=1)
+
+        def step() -> None:
+            nonlocal out
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+
+        step()
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(tokens):
+                step()
+    found = sorted(profiled.key_averages(), key=lambda e: -e.self_cpu_time_total)
+    total = sum(e.self_cpu_time_total for e in found)
+    shares = {e.key: round(e.self_cpu_time_total / total, 2) for e in found[:3]}
+    return {"operators": sum(e.count for e in found) // tokens, "heaviest": shares}
 
 
 def bits(model: Any, tokenizer: Any) -> float:
@@ -245,12 +285,12 @@ def write_grids(folder: str) -> None:
         quantize_checkpoint(loader.path, out, scheme, tokenizer=loader.get_tokenizer(), progress=False)
 
 
-def in_a_process(task: str, threads: int) -> dict[str, float]:
-    """Runs this script for one side."""
+def in_a_process(task: str, threads: int) -> dict[str, Any]:
+    """Runs this script for one task."""
     return inference.in_a_process(task, threads, Path(__file__))
 
 
-def report(results: dict[str, dict[str, float]], read: float, rounds: int, threads: int) -> None:
+def report(results: dict[str, dict[str, Any]], read: float, rounds: int, threads: int) -> None:
     """Prints the table."""
     print(f"SmolLM2-135M, {threads} threads, best of {rounds} rounds, alternating; memory read {read / 1e9:.1f} GB/s")
     head = ("weights MB", "peak MB", "prefill/s", "decode/s", "limit/s", "products", "x base", "bits/byte", "loss")
@@ -265,11 +305,8 @@ def report(results: dict[str, dict[str, float]], read: float, rounds: int, threa
         print(f"{side:14}" + "".join(f"{cell:>11}" for cell in cells))
 
 
-def save(results: dict[str, dict[str, float]], read: float, rounds: int, threads: int) -> None:
-    """Writes the file that the chapter reads."""
-    import torch
-    import transformers
-
+def save(results: dict[str, dict[str, Any]], read: float, rounds: int, threads: int, load: float) -> None:
+    """Writes the file that the chapter reads; `load` is that of the machine before the first round."""
     base = results[BASE]
     sides = []
     for side, r in results.items():
@@ -278,7 +315,8 @@ def save(results: dict[str, dict[str, float]], read: float, rounds: int, threads
         row["ratio"] = round(base["decode"] / r["decode"], 2)
         if "bits" in r:
             row |= {"bits": round(r["bits"], 4), "loss": round(r["bits"] / base["bits"] - 1, 4)}
-            row["products"] = round(r["products"] / r["decode"], 2)
+            row |= {"products": round(r["products"] / r["decode"], 2)}
+            row |= {"operators": r["operators"], "heaviest": r["heaviest"]}
         sides.append(row | {"limit": LIMITS[side]})
     facts = {
         "about": " ".join(__doc__.split("\n\n")[1].split()),
@@ -288,11 +326,24 @@ def save(results: dict[str, dict[str, float]], read: float, rounds: int, threads
             "threads": threads,
             "rounds": rounds,
             "bandwidth": round(read / 1e9, 1),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "load": round(load, 2),
+            "system": f"Linux {platform.machine()}" if sys.platform == "linux" else platform.platform(terse=True),
+            "python": platform.python_version(),
+            "model": "SmolLM2-135M (Q4_1)",
+            **versions(),
         },
     }
     RESULT.write_text(json.dumps(facts | {"sides": sides}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Of all that takes part and is installed."""
+    packages = ("torch", "transformers", "bitsandbytes", "torchao", "llama-cpp-python")
+    return {
+        name: metadata.version(name)
+        for name in packages
+        if importlib.util.find_spec(name.removesuffix("-python").replace("-", "_"))
+    }
 
 
 def processor() -> str:
@@ -312,30 +363,49 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--save", action="store_true", help=f"write {RESULT.relative_to(ROOT)}")
-    parser.add_argument("--once", choices=[*SIDES, "bandwidth"], help=argparse.SUPPRESS)
+    parser.add_argument("--once", choices=[*SIDES, *map(CLOSER.format, SIDES), "bandwidth"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
-        found = {"bytes_per_second": inference.bandwidth()} if args.once == "bandwidth" else measure(args.once)
-        print(json.dumps(found))
+        print(json.dumps(once(args.once)))
         return
     sides = [side for side in SIDES if side in args.sides or side == BASE]
+    if args.save and len(sides) < len(SIDES):
+        parser.error("--save writes what one run of all sides found: leave --sides out")
     if YARDSTICK in sides and importlib.util.find_spec("llama_cpp") is None:
         print("llama.cpp is left out: pip install llama-cpp-python (it is compiled, some minutes)", file=sys.stderr)
         sides.remove(YARDSTICK)
+    load = os.getloadavg()[0]
+    results, read = run(sides, args.rounds, args.threads)
+    report(results, read, args.rounds, args.threads)
+    if args.save:
+        save(results, read, args.rounds, args.threads, load)
+
+
+def once(task: str) -> dict[str, Any]:
+    """What a process of its own does."""
+    if task == "bandwidth":
+        return {"bytes_per_second": inference.bandwidth()}
+    closer = {CLOSER.format(side): side for side in LOADERS}
+    return look_closer(closer[task]) if task in closer else measure(task)
+
+
+def run(sides: list[str], rounds: int, threads: int) -> tuple[dict[str, dict[str, Any]], float]:
+    """The best of each side's figures, and the memory's bandwidth in bytes a second."""
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     reads = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ[GRID_FOLDERS] = folder
         write_grids(folder)
-        for number in range(args.rounds):
-            reads.append(in_a_process("bandwidth", args.threads)["bytes_per_second"])
+        for number in range(rounds):
+            reads.append(in_a_process("bandwidth", threads)["bytes_per_second"])
             for side in sides:
-                print(f"round {number + 1} of {args.rounds}: {side}", file=sys.stderr, flush=True)
-                runs[side].append(in_a_process(side, args.threads))
-    results = {side: best_of(found) for side, found in runs.items()}
-    report(results, max(reads), args.rounds, args.threads)
-    if args.save:
-        save(results, max(reads), args.rounds, args.threads)
+                print(f"round {number + 1} of {rounds}: {side}", file=sys.stderr, flush=True)
+                runs[side].append(in_a_process(side, threads))
+        results: dict[str, dict[str, Any]] = {side: best_of(found) for side, found in runs.items()}
+        for side in [side for side in sides if side in LOADERS]:
+            print(f"closer: {side}", file=sys.stderr, flush=True)
+            results[side] |= in_a_process(CLOSER.format(side), threads)
+    return results, max(reads)
 
 
 if __name__ == "__main__":
