@@ -5,6 +5,10 @@ What matters of a linear map is its output. With inputs X (tokens as rows), repl
 other columns make up for it. GPTQ rounds column after column and lets the later ones make up for each error; AWQ rounds
 all at once, on a grid stretched where the inputs are large.
 
+Each token has one voice here: its inputs are divided by their root mean square before they enter H. The papers do not;
+but at some layers of a language model the first token is thousands of times as large as the others, and H would then
+describe that token and no other.
+
 Source: Frantar et al. 2022 (arXiv 2210.17323); Lin et al. 2023 (arXiv 2306.00978).
 """
 
@@ -19,6 +23,7 @@ from torch import Tensor
 from .errors import QuantError, refuse_non_finite
 from .grid import Grid, GridTensor, round_to_nearest
 
+_SILENT = 1e-12  # a token of zeros has nothing to say
 _TRIED = 20  # exponents of AWQ between 0 and 1, as in its paper
 
 
@@ -27,7 +32,7 @@ class Calibration:
     """What a layer's inputs look like.
 
     Args:
-        hessian: (in, in) float32, X^T X over the number of tokens.
+        hessian: (in, in) float32, X^T X over the number of tokens, each token's inputs over their root mean square.
         magnitude: (in,) float32, the mean of |x|.
     """
 
@@ -50,8 +55,9 @@ class Collector:
         x = batch.detach().reshape(-1, batch.shape[-1]).float()
         refuse_non_finite(batch, x.abs().amax(0) if len(x) else x)
         self.tokens += len(x)
-        self.hessian = self.hessian.to(x.device) + x.t() @ x
         self.magnitude = self.magnitude.to(x.device) + x.abs().sum(0)
+        x = x / x.square().mean(1, keepdim=True).sqrt().clamp(min=_SILENT)
+        self.hessian = self.hessian.to(x.device) + x.t() @ x
 
     def calibration(self) -> Calibration:
         """What was seen.
@@ -197,7 +203,7 @@ def _change(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
 
 
 def output_error(weight: Tensor, rounded: Tensor, hessian: Tensor) -> float:
-    """How much of a layer's output the rounding changes: ||X (W - Q)^T||^2 over ||X W^T||^2.
+    """How much of a layer's output the rounding changes: ||X (W - Q)^T||^2 over ||X W^T||^2, each token counting alike.
 
     Args:
         weight, rounded: (out, in).
