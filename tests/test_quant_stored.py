@@ -136,6 +136,53 @@ def test_without_an_index_columns_are_in_order(tmp_path):
     assert_same_logits(load(tmp_path), wanted)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_zero_of_0_borrows_from_its_word(tmp_path, bits):
+    """GPTQModel subtracts 0x11111111 and the like from whole words of version 2, with every borrow."""
+    wanted = make(tmp_path, GPTQ | {"bits": bits, "checkpoint_format": "gptq_v2"})
+
+    def to_the_first_version(tensors):
+        for name in [name for name in tensors if name.endswith("qzeros")]:
+            tensors[name][0, 0] &= -1 << bits  # the lowest zero of a word
+            stem, ones = name.removesuffix(".qzeros"), sum(1 << at for at in range(0, 32, bits))
+            codes = tensors[f"{stem}.qweight"][:, 0].tolist()
+            column = [code >> at & 2**bits - 1 for code in codes for at in range(0, 32, bits)][:32]
+            steps = tensors[f"{stem}.scales"][0, 0].double()
+            wanted.get_submodule(stem).weight.data[0, :32] = (torch.tensor(column) * steps).float()
+            words = [[word - ones & 0xFFFFFFFF for word in row] for row in tensors[name].tolist()]
+            tensors[name] = signed(words)
+
+    changed(tmp_path, to_the_first_version)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["checkpoint_format"] = "gptq"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_logits(load(tmp_path), wanted)
+
+
+SAVED = [
+    GPTQ,
+    GPTQ | {"checkpoint_format": "gptq_v2", "bits": 3},
+    GPTQ | {"desc_act": True},
+    GPTQ | {"group_size": -1},
+    AWQ,
+]
+
+
+@pytest.mark.parametrize("facts", SAVED, ids=lambda facts: "-".join(map(str, facts.values())))
+def test_saved_and_loaded(tmp_path, facts):
+    """In memory there is one layout, whatever was read; a folder that still said "AWQ" would be read wrongly."""
+    wanted = make(tmp_path / "first", facts)
+    load(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert_same_logits(load(tmp_path / "second"), wanted)
+
+
+def test_what_lies_in_the_order_of_the_kernel_is_not_saved(tmp_path):
+    make(tmp_path / "first", GPTQ)
+    with pytest.raises(QuantError, match=r"cannot be saved: .* with torch_dtype='float32'"):
+        load(tmp_path / "first", "bfloat16").save_pretrained(tmp_path / "second")
+    assert not (tmp_path / "second").exists()
+
+
 def test_a_head_of_its_own_and_one_that_is_the_embedding(tmp_path):
     for tied in (False, True):
         wanted = make(tmp_path / str(tied), GPTQ, tie_word_embeddings=tied)

@@ -89,19 +89,24 @@ def stored_config(config: Aquila2Config, scheme: Scheme) -> Aquila2Config:
     elif scheme.method == "int8":
         facts = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     else:
-        facts = {
-            "quant_method": "gptq",
-            "checkpoint_format": "gptq_v2",
-            "bits": scheme.bits,
-            "group_size": scheme.group,
-            "desc_act": False,
-            "sym": False,
-            "lm_head": False,
-            "meta": {"quantizer": ["aquila2-tut"], "method": scheme.method},
-        }
+        facts = _grid_facts(scheme.bits, scheme.group)
+        facts["meta"] = {"quantizer": ["aquila2-tut"], "method": scheme.method}
     new = Aquila2Config.from_dict(config.to_dict() | {"quantization_config": facts})
     new.dtype = kept
     return new
+
+
+def _grid_facts(bits: int, group: int, desc_act: bool = False) -> dict[str, Any]:
+    """What config.json says of `GridLinear`s."""
+    facts = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": bits, "group_size": group}
+    return facts | {"desc_act": desc_act, "sym": False, "lm_head": False}
+
+
+def _refuse_to_save(*arguments: Any, **options: Any) -> None:
+    raise QuantError(
+        "four-bit codes in the order of torch's kernel cannot be saved: copy the checkpoint that they came from, or "
+        "load a GPTQ or AWQ one with torch_dtype='float32'"
+    )
 
 
 # --- reading ---
@@ -175,7 +180,9 @@ def load_grids(path: Path, config: Aquila2Config, dtype: torch.dtype, device: to
     for name, module in list(model.named_modules()):
         if Int4Linear.fits(module):
             model.set_submodule(name, Int4Linear.of_grid(module))
-    model.config.dtype, model.config.quantization_config = dtype, facts
+            model.save_pretrained = _refuse_to_save
+    # Not what the file said: the zeros and the order of AWQ's codes are others now, and saving writes them.
+    model.config.dtype, model.config.quantization_config = dtype, _grid_facts(bits, group, facts.get("desc_act", False))
     model.generation_config = stored_generation_config(path, plain)
     return model.eval().requires_grad_(False)
 
@@ -211,6 +218,7 @@ def load_gguf_codes(path: Path, config: Aquila2Config, device: torch.device) -> 
                 tensor = torch.from_numpy(file.tensor(stored)).to(dtype)
                 model.get_submodule(stem).weight = nn.Parameter(tensor)
     model.tie_weights()
+    model.save_pretrained = _refuse_to_save
     model.config.dtype, model.generation_config = dtype, stored_generation_config(path, config)
     return model.eval().requires_grad_(False)
 
@@ -278,9 +286,21 @@ def _make_gptq_v2(stem: str, tensors: dict[str, Tensor], facts: dict[str, Any], 
     if facts["quant_method"] == "awq":
         tensors |= _from_awq(stem, tensors)
     elif str(facts.get("checkpoint_format", "gptq")).lower() == "gptq":  # the first version stores zeros less one
-        zeros = unpack(tensors[f"{stem}.qzeros"].t(), bits).t() + 1 & 2**bits - 1
-        tensors[f"{stem}.qzeros"] = pack(zeros.t().contiguous(), bits).t().contiguous()
+        tensors[f"{stem}.qzeros"] = _plus_one(tensors[f"{stem}.qzeros"], bits)
     tensors.setdefault(f"{stem}.g_idx", _in_order(facts, len(tensors[f"{stem}.qweight"]) * 32 // bits))
+
+
+def _plus_one(words: Tensor, bits: int) -> Tensor:
+    """One more in each code of (groups, words), as GPTQModel adds it.
+
+    It takes the one from whole words, so that a zero of 0 borrows from its neighbour, and gives it back in the same
+    way; only where three bits lie across words it does so code by code.
+    """
+    if bits == 3:
+        zeros = unpack(words.t(), bits) + 1 & 2**bits - 1
+        return pack(zeros, bits).t().contiguous()
+    ones = sum(1 << at for at in range(0, 32, bits))
+    return (words.long() + ones & 0xFFFFFFFF).to(torch.int32)
 
 
 def _in_order(facts: dict[str, Any], width: int) -> Tensor:
