@@ -1,6 +1,7 @@
 """The libraries behind `AutoLoader(quantization_config=…)`: that they quantize, what they leave, what is refused."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,25 @@ def test_a_model_that_is_too_narrow_for_the_kernel(tmp_path):
 
 
 # --- what is refused before anything is loaded ---
+
+
+def test_the_first_settings_of_bitsandbytes_named_no_library(small):
+    assert kinds(load({"load_in_8bit": True}, small)) == {("Linear8bitLt", "Int8Params")}
+
+
+def test_numbers_are_never_made_up(small, tmp_path):
+    """transformers fills what a folder lacks with random numbers, also where it does not know how it was quantized."""
+    lost = "model.layers.1.mlp.up_proj.weight"
+    model = load_model(small)
+    model.save_pretrained(tmp_path, state_dict={n: t for n, t in model.state_dict().items() if n != lost})
+    with pytest.raises(QuantError, match=rf"{tmp_path.name}: 1 tensors of torchao are missing, the first is {lost}"):
+        load("torchao-int8", tmp_path)
+    grids, config = quantize_checkpoint(small, tmp_path / "out", Scheme("rtn"), progress=False), "config.json"
+    for method, said in (("unheard-of", "14 tensors of unheard-of are missing"), (None, "has no quant_method")):
+        facts = {"quantization_config": {"quant_method": method} if method else {"bits": 4}}
+        (grids / config).write_text(json.dumps(json.loads((grids / config).read_text()) | facts))
+        with pytest.raises(QuantError, match=rf"out: .*{said}"):
+            load(None, grids)
 
 
 @pytest.fixture

@@ -124,6 +124,8 @@ def need(library: str) -> None:
 def library_of(settings: Any) -> str | None:
     """The library that settings are for: an object of transformers, or the dictionary in a config.json."""
     method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+    if method is None and isinstance(settings, dict) and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return "bitsandbytes"  # the first configurations of it, from before there were others
     return None if method is None else str(getattr(method, "value", method))
 
 
@@ -162,9 +164,11 @@ def load_with_library(
         device: where it goes.
 
     Raises:
-        QuantError: a library is missing, or the device cannot run it.
+        QuantError: a library or a tensor is missing, or the device cannot run it.
     """
     library = library_of(settings or config.quantization_config)
+    if library is None:
+        raise QuantError(f"{path}: the quantization_config has no quant_method, such as 'bitsandbytes'")
     check_device(settings or config.quantization_config, dtype, device)
     for needed in {library, "accelerate"} & set(_INSTALL):
         need(needed)
@@ -172,9 +176,11 @@ def load_with_library(
     if settings is not None:
         where["quantization_config"] = settings
     if path.is_dir() and _is_standard(path, config):
-        model = _quietly(path, **where)
+        model, missing = _quietly(path, **where)
     else:
-        model = _quietly(None, state_dict=dict(load_model(path, config, dtype).state_dict()), **where)
+        model, missing = _quietly(None, state_dict=dict(load_model(path, config, dtype).state_dict()), **where)
+    if missing:  # transformers makes numbers up for them, and says so in a warning
+        raise QuantError(f"{path}: {len(missing)} tensors of {library} are missing, the first is {min(missing)}")
     return _made_safe(model, library, device)
 
 
@@ -213,12 +219,13 @@ def _is_standard(path: Path, config: Aquila2Config) -> bool:
         return open_checkpoint(path, config, stack).layout.name == "huggingface"
 
 
-def _quietly(*arguments: Any, **options: Any) -> Aquila2ForCausalLM:
-    """Without the bar of transformers, which counts tensors that are there in a moment."""
+def _quietly(*arguments: Any, **options: Any) -> tuple[Aquila2ForCausalLM, set[str]]:
+    """Loads without the bar of transformers; gives the model, and the parameters that it was not given."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return Aquila2ForCausalLM.from_pretrained(*arguments, **options)
+        model, found = Aquila2ForCausalLM.from_pretrained(*arguments, output_loading_info=True, **options)
+        return model, set(found["missing_keys"])
     finally:
         if shown:
             logging.enable_progress_bar()
