@@ -286,6 +286,14 @@ def test_what_is_there_is_never_written_over(source, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_without_a_text_nothing_is_begun(source, tmp_path):
+    """Or the next run, with a text, would find one that was begun without."""
+    with pytest.raises(QuantError, match="gptq looks at the inputs"):
+        write(source, tmp_path / "out", Scheme("gptq"), None)
+    assert not list(tmp_path.iterdir())
+    assert write(source, tmp_path / "out", Scheme("gptq")).is_dir()
+
+
 def test_quantized_once_is_enough(source, tmp_path):
     once = write(source, tmp_path / "once", Scheme("nf4"), None)
     with pytest.raises(QuantError, match="once is quantized already: begin with the model as it was"):

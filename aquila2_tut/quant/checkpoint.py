@@ -29,7 +29,7 @@ from transformers.initialization import no_init_weights
 from ..model.layers import DecoderLayer
 from ..model.weights import Checkpoint, WeightsError, open_checkpoint, read_parameters, stored_generation_config
 from .errors import QuantError
-from .methods import Scheme, embedded, pass_on, quantize_layer
+from .methods import Scheme, check_text, embedded, pass_on, quantize_layer
 from .stored import fill, half_type, stored_as, stored_config, with_grids
 
 _SETTINGS = "settings.json"
@@ -60,11 +60,13 @@ def quantize_checkpoint(
         `out`.
 
     Raises:
-        QuantError: `out` is there, an unfinished run there had other settings, or weights cannot be rounded.
+        QuantError: `out` is there, an unfinished run there had other settings, a method that calibrates has no ids,
+            or weights cannot be rounded.
         WeightsError: the checkpoint is incomplete or damaged.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise QuantError(f"{out} is there already: remove it, or name another folder")
+    check_text(scheme, ids)  # before there is a folder that says with what it was begun
     with ExitStack() as stack:
         checkpoint = open_checkpoint(source, None, stack)
         if getattr(checkpoint.config, "quantization_config", None):

@@ -94,6 +94,20 @@ def quantize_model(model: Aquila2ForCausalLM, scheme: Scheme, ids: Tensor | None
     return model
 
 
+def check_text(scheme: Scheme, ids: Tensor | None) -> None:
+    """Refuses to begin without what a method looks at.
+
+    Args:
+        scheme: how weights become codes.
+        ids: (rows, T) token ids of real text, for the methods that calibrate.
+
+    Raises:
+        QuantError: a method that calibrates without ids.
+    """
+    if scheme.method in CALIBRATED and (ids is None or not ids.numel()):
+        raise QuantError(f"{scheme.method} looks at the inputs of the layers: give the token ids of some text")
+
+
 @torch.no_grad()
 def embedded(
     embedding: nn.Embedding, config: Aquila2Config, scheme: Scheme, ids: Tensor | None
@@ -105,8 +119,7 @@ def embedded(
     """
     if scheme.method not in CALIBRATED:
         return [], None
-    if ids is None or not ids.numel():
-        raise QuantError(f"{scheme.method} looks at the inputs of the layers: give the token ids of some text")
+    check_text(scheme, ids)
     hidden = list(embedding(ids.to(embedding.weight.device)).split(1))
     positions = torch.arange(ids.shape[1], device=embedding.weight.device)[None]
     return hidden, rotary_tables(config, positions, embedding.weight.dtype)
