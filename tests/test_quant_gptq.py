@@ -82,14 +82,32 @@ def test_calibration_is_the_same_in_batches():
     x = inputs(60, 12).view(4, 15, 12)
     found = calibrate(batch for batch in (*x, x[0, :0]))
     flat = x.view(60, 12).double()
-    torch.testing.assert_close(found.hessian.double(), flat.t() @ flat / 60, rtol=1e-5, atol=1e-5)
+    alike = flat / flat.square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(found.hessian.double(), alike.t() @ alike / 60, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.magnitude.double(), flat.abs().mean(0))
 
 
 def test_the_output_error_is_that_of_the_outputs():
     x, weight, rounded = inputs(60, 12), torch.randn(5, 12), torch.randn(5, 12)
-    wanted = (x @ (weight - rounded).t()).square().sum() / (x @ weight.t()).square().sum()
+    alike = x / x.square().mean(1, keepdim=True).sqrt()
+    wanted = (alike @ (weight - rounded).t()).square().sum() / (alike @ weight.t()).square().sum()
     assert output_error(weight, rounded, calibrate([x]).hessian) == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_one_large_token_is_not_all_that_counts():
+    """As at some layers of a language model: the first token is thousands of times as large as the others."""
+    torch.manual_seed(0)
+    x, weight = inputs(400, 64), torch.randn(32, 64)
+    large = torch.cat([3000 * torch.randn(1, 64), x])
+    plain = (x @ (weight - round_to_nearest(weight, 4, 64).values()).t()).square().sum()
+    made = gptq(weight, calibrate([large]).hessian, 4, 64).values()
+    assert (x @ (weight - made).t()).square().sum() < 0.5 * plain
+
+
+def test_a_token_of_zeros_says_nothing():
+    x = inputs(50, 12)
+    silent = calibrate([torch.cat([x, torch.zeros(50, 12)])])
+    torch.testing.assert_close(2 * silent.hessian, calibrate([x]).hessian)
 
 
 def test_awq_takes_the_best_power():
