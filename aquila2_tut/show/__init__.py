@@ -1,6 +1,6 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
-from .attention_plots import Gpu, load_gpus, plot_growth, plot_roofline, plot_tiles, slope
+from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
 from .mask_view import show_mask
 from .plots import (
     label,
@@ -23,9 +23,7 @@ from .training_plots import (
 )
 
 __all__ = [
-    "Gpu",
     "label",
-    "load_gpus",
     "page_language",
     "plot_attention_pattern",
     "plot_bits",

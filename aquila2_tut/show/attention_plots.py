@@ -1,11 +1,8 @@
-"""Figures of the attention chapter: tiles, growth with the length, and rooflines with the GPUs they are drawn for."""
+"""Figures of the attention chapter: tiles, growth with the length, and rooflines."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -16,43 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from ..memory import GPU
 from .plots import BLUE, GREEN, MUTED, ORANGE, PALETTE, SKY, YELLOW, label, new_figure, show, styled
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """What a data sheet promises.
-
-    Args:
-        name: of the card.
-        flops: dense half-precision operations a second on the tensor cores.
-        bandwidth: of the device's memory, bytes a second.
-        cache: of the L2 cache, bytes.
-        capability: CUDA compute capability.
-        source: where the figures are published.
-    """
-
-    name: str
-    flops: float
-    bandwidth: float
-    cache: float
-    capability: tuple[int, int]
-    source: str
-
-    @property
-    def ridge(self) -> float:
-        """Operations a byte from which arithmetic limits, and no longer memory."""
-        return self.flops / self.bandwidth
-
-    def least_seconds(self, flops: float, moved: float) -> float:
-        """No program that computes `flops` operations and moves `moved` bytes can be faster than this."""
-        return max(flops / self.flops, moved / self.bandwidth)
-
-
-def load_gpus() -> dict[str, Gpu]:
-    """Return the cards of `gpus.json` by name."""
-    rows = json.loads(resources.files(__package__).joinpath("gpus.json").read_text(encoding="utf-8"))["gpus"]
-    return {row["name"]: Gpu(**{**row, "capability": tuple(row["capability"])}) for row in rows}
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
@@ -181,13 +143,13 @@ def plot_growth(memory: Mapping[str, Mapping[int, float]], seconds: Mapping[str,
 # ---------- roofline ----------
 
 
-def _draw_roof(axes: Axes, gpu: Gpu, colour: str, reach: tuple[float, float]) -> None:
+def _draw_roof(axes: Axes, gpu: GPU, colour: str, reach: tuple[float, float]) -> None:
     places = np.array([reach[0], gpu.ridge, reach[1]])
     axes.plot(places, np.minimum(gpu.flops, places * gpu.bandwidth) / 1e12, color=colour, linewidth=2, label=gpu.name)
 
 
 @styled
-def plot_roofline(gpus: Sequence[Gpu], work: Mapping[str, float]) -> None:
+def plot_roofline(gpus: Sequence[GPU], work: Mapping[str, float]) -> None:
     """Show how much arithmetic each card can do at a given number of operations a byte, and where kinds of work stand.
 
     Args:
