@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from transformers import BitsAndBytesConfig
 
 from aquila2_tut import AutoLoader, load_tokenizer
@@ -26,6 +28,7 @@ from aquila2_tut.train import (
     add_lora,
     causal_loss,
     load_lora,
+    lora,
     lora_state,
     merge_all,
     merge_checkpoint,
@@ -158,13 +161,22 @@ def test_shapes(shape, dropout):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6 * float(wanted.norm()))
 
 
-def test_an_input_without_gradient():
-    """As in the first layer of a frozen model: the adapter learns all the same."""
-    layer, x = adapted(plain()), torch.randn(5, INPUTS)
+def test_an_input_without_gradient(monkeypatch):
+    """As in the first layer of a frozen model: the adapter learns all the same, and one product less is made."""
+    layer, x, made = adapted(plain()), torch.randn(5, INPUTS), []
+    monkeypatch.setattr(lora, "product", lambda x, w: made.append(w.shape) or F.linear(x, w))
     wanted = results(layer, x)
+    assert len(made) == 2 + 4
+    made.clear()
     (layer(x) * torch.linspace(-1, 1, 5 * OUTPUTS).view(5, -1)).sum().backward()
     assert_near([layer.lora_A.grad, layer.lora_B.grad], wanted[2:])
     assert layer.base_layer.weight.grad is None
+    assert len(made) == 2 + 3
+
+
+def test_training_or_not_as_the_base():
+    assert LoRALinear(plain().train()).training
+    assert not LoRALinear(plain().eval()).training
 
 
 def on_a_grid(linear: nn.Linear) -> GridLinear:
@@ -562,6 +574,7 @@ def test_ours_loads_in_peft(tmp_path, options):
     save_lora(model, tmp_path)
     theirs = PeftModel.from_pretrained(tiny(), tmp_path)
     assert theirs.peft_config["default"].use_rslora == bool(options.get("rslora"))
+    assert sum("lora_A" in name for name, _ in theirs.named_parameters()) == len(lora_layers(model))
     assert float((logits(model) - logits(tiny())).abs().max()) > 0.01
     torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-6)
 
@@ -670,7 +683,7 @@ def test_one_kind_of_adapter_goes_into_a_folder(tmp_path):
     with pytest.raises(TrainError, match="the model has 2"):
         save_lora(model, tmp_path)
     with pytest.raises(TrainError, match="the model has 0"):
-        save_lora(tiny(), tmp_path)
+        save_lora(tiny(), tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
@@ -695,3 +708,17 @@ def test_merged_checkpoint(tmp_path):
     with pytest.raises(TrainError, match="adapter for Aquila2-Nano, and this model is Aquila2-Nano-Chat"):
         merge_checkpoint(shipped("Aquila2-Nano-Chat"), tmp_path / "adapter", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_merged_checkpoint_of_a_base_without_a_tokenizer_gets_that_of_its_name(tmp_path):
+    base = tmp_path / "Aquila2-Nano"
+    ignored = shutil.ignore_patterns("tokenizer.json")
+    shutil.copytree(shipped("Aquila2-Nano"), base, ignore=ignored)
+    (base / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    model = nano()
+    add_lora(model)
+    save_lora(model, tmp_path / "adapter")
+    out = merge_checkpoint(base, tmp_path / "adapter", tmp_path / "merged")
+    assert load_tokenizer(out).get_vocab() == load_tokenizer("Aquila2-Nano").get_vocab()
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    assert torch.equal(load_model(out).lm_head.weight, load_model(base).lm_head.weight)

@@ -59,9 +59,8 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
     Raises:
         TrainError: a model without adapters, or with adapters of several kinds.
     """
-    folder = Path(folder)
+    folder, config = Path(folder), _config_of(model)
     folder.mkdir(parents=True, exist_ok=True)
-    config = _config_of(model)
     save_file({name: t.contiguous().cpu() for name, t in lora_state(model).items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -241,7 +240,7 @@ def merge_checkpoint(base: str | Path, adapter: str | Path, out: str | Path) -> 
     that, the usual way; `load_lora` and `merge_all` on a 4-bit model add it to those that it has seen.
 
     Args:
-        base: folder of the model that the adapter is for.
+        base: folder of the model that the adapter is for; its name tells the tokenizer where none is in it.
         adapter: folder of the adapter.
         out: the folder to make, with the tokenizer beside the weights, and the chat template if the base has one.
 
@@ -259,7 +258,8 @@ def merge_checkpoint(base: str | Path, adapter: str | Path, out: str | Path) -> 
     model.aquila_name = base.resolve().name
     load_lora(model, adapter)
     merge_all(model)
-    tokenizer = load_tokenizer(base)
+    own = any((base / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    tokenizer = load_tokenizer(base if own else model.aquila_name)
     with written_whole(out) as place:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)

@@ -189,6 +189,9 @@ def add_lora(
 ) -> list[str]:
     """Freezes a model and puts an adapter beside the linear maps that are named; only the adapters are trained.
 
+    Gradient checkpointing in torch's reentrant way needs an input with a gradient, and a frozen embedding gives none:
+    call `model.enable_input_require_grads()` then. The other way, transformers' own choice, needs nothing.
+
     Args:
         model: changed in place.
         targets: the last parts of names, such as "q_proj", or whole names.
@@ -209,11 +212,11 @@ def add_lora(
             kinds = sorted({name.rpartition(".")[2] for name in there})
             raise TrainError(f"no linear map is called {target!r}; the model has {', '.join(kinds) or 'none'}")
         names += found
+    layers = {name: LoRALinear(there[name], r, alpha, dropout, rslora) for name in there if name in names}
     model.requires_grad_(False)
-    names = [name for name in there if name in names]
-    for name in names:
-        model.set_submodule(name, LoRALinear(there[name], r, alpha, dropout, rslora))
-    return names
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    return list(layers)
 
 
 def merge_all(model: nn.Module) -> list[str]:
