@@ -108,7 +108,9 @@ def _change(pair: str) -> tuple[str, Any]:
     try:
         return key.strip(), "" if not value else yaml.safe_load(value)
     except yaml.YAMLError:
-        raise TrainError(f"--set {pair}: {value!r} is no value of a recipe; put text with odd signs in quotes") from None
+        raise TrainError(
+            f"--set {pair}: {value!r} is no value of a recipe; put text with odd signs in quotes"
+        ) from None
 
 
 def _finetune_parser(text: dict[str, str]) -> argparse.ArgumentParser:

@@ -186,7 +186,9 @@ def _check_targets(recipe: Tuning, names: Iterable[str]) -> None:
     for target in recipe.targets:
         if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in names):
             known = sorted({name.rpartition(".")[2] for name in names})
-            raise TrainError(f"targets: {recipe.base} has no linear map {target!r}; it has {', '.join(known)}, all-linear")
+            raise TrainError(
+                f"targets: {recipe.base} has no linear map {target!r}; it has {', '.join(known)}, all-linear"
+            )
 
 
 def _keep(tuner: Tuner, recipe: Tuning, target: Path) -> Path:

@@ -78,9 +78,7 @@ def _activations(recipe: Tuning, config: Aquila2Config) -> int:
     return tokens * kept * recipe.dtype.itemsize + logits
 
 
-def dry_run(
-    recipe: Tuning | str, opener: Opener, language: str = "en", available: int | None = None
-) -> list[str]:
+def dry_run(recipe: Tuning | str, opener: Opener, language: str = "en", available: int | None = None) -> list[str]:
     """Checks data, model and memory, and tells what a run would do.
 
     Args:

@@ -99,7 +99,6 @@ class Aquila2Trainer(Trainer):
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         return None
 
-
     def _name_best(self, folder: Path) -> None:
         """transformers has looked for the best checkpoint where this one was being written."""
         if self.state.best_global_step:

@@ -148,7 +148,10 @@ class Tuning(Run):
         if 0 < self.lora_plus < 1:
             yield "lora_plus", "a ratio of 1 or above (16 is usual), or 0"
         if self.method == "qlora" and self.sharding not in _WHOLE_WEIGHTS:
-            yield "sharding", f"{self.sharding} splits weights, which bitsandbytes' four bits do not bear: zero2, or none"
+            yield (
+                "sharding",
+                f"{self.sharding} splits weights, which bitsandbytes' four bits do not bear: zero2, or none",
+            )
         if self.ask and self.sharding not in _WHOLE_WEIGHTS:
             yield "ask", f"no process has all weights under {self.sharding}, so none can answer: leave it out"
         if self.eval_data and self.eval_share:

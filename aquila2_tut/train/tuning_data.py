@@ -63,7 +63,9 @@ def tuning_data(recipe: Tuning, tokenizer: PreTrainedTokenizerBase, template: Te
     encoded = [_Encoded.of(part, tokenizer, template, recipe.length) for part in (train, held_out)]
     for name, part in zip(("data", "eval_data"), encoded, strict=True):
         if not part.samples and (name == "data" or recipe.evaluates):
-            raise TrainError(f"{name}: no conversation is left to learn from: give more, or raise length={recipe.length}")
+            raise TrainError(
+                f"{name}: no conversation is left to learn from: give more, or raise length={recipe.length}"
+            )
     rows = [part.rows(recipe) for part in encoded]
     return TuningData(
         *rows,
