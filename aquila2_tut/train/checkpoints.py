@@ -31,7 +31,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     Raises:
         TrainError: the disk is full. What was there before is still there.
     """
-    staging = target.with_name(UNFINISHED + target.name)
+    staging = unfinished(target)
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
@@ -47,10 +47,16 @@ def written_whole(target: Path) -> Iterator[Path]:
     _to_disk(target.parent)
 
 
+def unfinished(target: Path) -> Path:
+    """The name of a folder while it is being written."""
+    return target.with_name(UNFINISHED + target.name)
+
+
 def _is_full(error: Exception, place: Path) -> bool:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
         return True
-    return isinstance(error, RuntimeError) and "writ" in str(error) and shutil.disk_usage(place).free < _NOTHING
+    # torch does not say why a file could not be written.
+    return isinstance(error, RuntimeError) and shutil.disk_usage(place).free < _NOTHING
 
 
 def last_good(folder: Path) -> str:

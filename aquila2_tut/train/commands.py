@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,7 +97,9 @@ def run_finetune(
     if options.dry_run:
         print(*dry_run(recipe, opener, text["tag"], memory()), sep="\n")
         return 0
-    print(finetune(recipe, options.out or f"runs/{Path(options.recipe).stem}", opener, text["tag"]))
+    target = finetune(recipe, options.out or f"runs/{Path(options.recipe).stem}", opener, text["tag"])
+    if os.environ.get("RANK", "0") == "0":
+        print(target)
     return 0
 
 

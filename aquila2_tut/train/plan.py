@@ -129,7 +129,9 @@ def _base(recipe: Tuning, opener: Opener) -> tuple[Aquila2Config, PreTrainedToke
 def trainable_parameters(recipe: Tuning, config: Aquila2Config, name: str) -> int:
     """How many parameters a method trains, counted in a model without values."""
     with torch.device("meta"), no_init_weights():
-        model = tunable(recipe, Aquila2ForCausalLM(config), name)
+        bare = Aquila2ForCausalLM(config)
+        bare.tie_weights()
+        model = tunable(recipe, bare, name)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.packing import Row, Sample, collate
-from .checkpoints import checkpoints, forget_unfinished, written_whole
+from .checkpoints import checkpoints, forget_unfinished, unfinished, written_whole
 from .loss import causal_loss
 
 
@@ -84,13 +84,9 @@ class Aquila2Trainer(Trainer):
         folder = Path(super()._get_output_dir(trial))
         target = folder / f"checkpoint-{self.state.global_step}"
         if not self.args.should_save:  # another process of this machine does the moving
-            return super()._save_checkpoint(model, trial)
+            return self._save_into(unfinished(target), model, trial)
         with written_whole(target) as place:
-            self._staging = place
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
+            self._save_into(place, model, trial)
             for file in (place / target.name).iterdir():
                 os.replace(file, place / file.name)
             (place / target.name).rmdir()
@@ -98,6 +94,16 @@ class Aquila2Trainer(Trainer):
             self.state.save_to_json(str(place / TRAINER_STATE_NAME))
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         return None
+
+    def _save_into(self, place: Path, model: nn.Module, trial: Any) -> None:
+        """Each process writes its own dice, and what else it has, once the folder is there."""
+        self.accelerator.wait_for_everyone()
+        self._staging = place
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
 
     def _name_best(self, folder: Path) -> None:
         """transformers has looked for the best checkpoint where this one was being written."""

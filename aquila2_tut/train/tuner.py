@@ -1,4 +1,4 @@
-"""What a fine-tuning run has beyond `Aquila2Trainer`: it shows what it learns, answers while it does, and ends in time."""
+"""What a fine-tuning run has beyond `Aquila2Trainer`: it shows what it learns, answers meanwhile, ends in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning run is told: the fields of its recipe, which of them do not go together, and transformers' names."""
+"""What a fine-tuning run is told: the fields of its recipe, and which of them do not go together."""
 
 from __future__ import annotations
 
