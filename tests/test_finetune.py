@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -29,7 +30,7 @@ from aquila2_tut.data import collate, encode_conversation
 from aquila2_tut.data.conversations import read_conversations
 from aquila2_tut.train import TrainError, Tuning, causal_loss, finetune, finetuning
 from aquila2_tut.train.checkpoints import UNFINISHED, checkpoints
-from aquila2_tut.train.finetuning import open_base, tunable
+from aquila2_tut.train.finetuning import keep_four_bits, open_base, tunable
 from aquila2_tut.train.plan import dry_run, trainable_parameters, tuning_memory
 from aquila2_tut.train.recipe import FOLDER, load_recipe
 from aquila2_tut.train.tuner import Tuner
@@ -84,7 +85,9 @@ def test_every_method_learns_and_what_it_leaves_answers_alike(base, data, tmp_pa
     assert len(said) == 30 and sum(said[-3:]) < 0.8 * sum(said[:3])
     place = {"full": {"model_name": str(target)}, "lora": {"lora_dir": target}, "qlora": {"qlora_dir": target}}[method]
     loader = AutoLoader("aquila2", **{"model_name": str(base), "torch_dtype": "float32", **place})
-    torch.testing.assert_close(logits(loader.get_model()), logits(tuners[0].model), rtol=1e-5, atol=1e-5)
+    loaded = loader.get_model()
+    keep_four_bits(loaded)
+    torch.testing.assert_close(logits(loaded), logits(tuners[0].model), rtol=1e-5, atol=1e-5)
     assert loader.get_tokenizer()("Hello").input_ids == load_tokenizer(NANO)("Hello").input_ids
     assert not [file for file in target.iterdir() if file.suffix in (".bin", ".pt", ".pth")]
 
@@ -112,7 +115,9 @@ def test_an_adapter_remembers_the_canonical_name_of_its_base(tmp_path):
 
 
 def test_qlora_leaves_the_four_bits_alone(base, data, tmp_path, tuners):
-    finetune(small_tuning(base, data, method="qlora"), tmp_path, AutoLoader)
+    """Also where it is evaluated in between: bitsandbytes then rounds the scales on some CPUs."""
+    evaluated = {"eval_share": 0.2, "eval_every": 2, "ask": ("one",), "ask_every": 3}
+    finetune(small_tuning(base, data, method="qlora", **evaluated), tmp_path, AutoLoader)
     fresh = AutoLoader("aquila2", model_name=str(base), quantization_config="nf4", torch_dtype="float32").get_model()
     trained = {n.replace("base_layer.", ""): p for n, p in tuners[0].model.base_model.model.named_parameters()}
     packed = 0
@@ -120,6 +125,11 @@ def test_qlora_leaves_the_four_bits_alone(base, data, tmp_path, tuners):
         assert torch.equal(parameter, trained[name]), name
         packed += parameter.dtype == torch.uint8
     assert packed == 2 * 7
+    models = (fresh, tuners[0].model)
+    states = [[m.weight.quant_state for m in model.modules() if isinstance(m, Linear4bit)] for model in models]
+    assert len(states[0]) == packed
+    for one, other in zip(*states, strict=True):
+        assert one.nested and other.nested and torch.equal(one.absmax, other.absmax)
     learned = [p for n, p in trained.items() if "lora_" in n]
     assert {p.dtype for p in learned} == {torch.float32} and all(p.requires_grad for p in learned)
     assert sum(p.requires_grad for p in trained.values()) == len(learned) == 8
@@ -275,9 +285,9 @@ def test_noise_on_the_embeddings_while_it_learns_and_not_when_it_is_evaluated(ba
 def test_questions_in_between_change_nothing(base, data, tmp_path, capsys):
     plain = finetune(small_tuning(base, data, dropout=0.1), tmp_path / "a", AutoLoader)
     capsys.readouterr()
-    asked = finetune(small_tuning(base, data, dropout=0.1, ask=("one", "红"), ask_every=3), tmp_path / "b", AutoLoader)
+    asked = finetune(small_tuning(base, data, dropout=0.1, ask=("红",), ask_every=4), tmp_path / "b", AutoLoader)
     told = capsys.readouterr().err
-    assert [told.count(f"[step {step}]") for step in (1, 3, 6)] == [0, 2, 2] and "] 红 -> " in told
+    assert [told.count(f"[step {step}]") for step in (1, 4, 6)] == [0, 1, 0] and "] 红 -> " in told
     assert weights(plain) == weights(asked)
 
 
@@ -301,12 +311,12 @@ def test_an_early_stop_gives_the_best_checkpoint_and_stays_stopped(base, tmp_pat
     for sample in lines:
         sample["conversations"][1]["value"] = "never seen anywhere"
     other.write_text("".join(json.dumps(sample) + "\n" for sample in lines))
-    changes = {"eval_data": str(other), "eval_every": 2, "patience": 2, "steps": 60, "learning_rate": 3e-2}
+    changes = {"eval_data": str(other), "eval_every": 2, "patience": 2, "steps": 40, "learning_rate": 3e-2}
     recipe = small_tuning(base, data, method="lora", targets=("all-linear",), **changes)
     target = finetune(recipe, tmp_path / "run", AutoLoader)
     state, held_out = tuners[0].state, losses(tuners[0], "eval_loss")
     best = held_out.index(min(held_out))
-    assert state.global_step == 2 * len(held_out) < 60 and len(held_out) == best + 1 + 2
+    assert state.global_step == 2 * len(held_out) < 40 and len(held_out) == best + 1 + 2
     best_one = tmp_path / "run" / f"checkpoint-{2 * (best + 1)}"
     assert load_all(target).keys() == load_all(best_one).keys()
     assert all(torch.equal(tensor, load_all(best_one)[name]) for name, tensor in load_all(target).items())

@@ -155,6 +155,7 @@ def tunable(recipe: Tuning, model: Aquila2ForCausalLM, name: str) -> nn.Module:
     except ImportError:
         raise TrainError("adapters need peft: pip install 'aquila2-tut[train]'") from None
     _check_targets(recipe, linears(model))
+    keep_four_bits(model)
     if recipe.gradient_checkpointing:
         model.enable_input_require_grads()  # without a gradient to pass on, the first layer would not be run again
     torch.manual_seed(recipe.seed)
@@ -166,6 +167,18 @@ def tunable(recipe: Tuning, model: Aquila2ForCausalLM, name: str) -> nn.Module:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return wrapped.train()
+
+
+def keep_four_bits(model: nn.Module) -> None:
+    """Keeps bitsandbytes from packing 4-bit weights anew for a CPU whenever a model is evaluated.
+
+    That rounds their scales to bfloat16 for good, so an evaluation would change the model that is being trained beside.
+
+    Source: bitsandbytes 0.50, `_convert_weight_packed_for_cpu` in functional.py.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _lora_options(recipe: Tuning) -> dict[str, Any]:
