@@ -116,7 +116,7 @@ def test_an_adapter_remembers_the_canonical_name_of_its_base(tmp_path):
 
 def test_qlora_leaves_the_four_bits_alone(base, data, tmp_path, tuners):
     """Also where it is evaluated in between: bitsandbytes then rounds the scales on some CPUs."""
-    evaluated = {"eval_share": 0.2, "eval_every": 2, "ask": ("one",), "ask_every": 3}
+    evaluated = {"eval_share": 0.2, "eval_every": 2}
     finetune(small_tuning(base, data, method="qlora", **evaluated), tmp_path, AutoLoader)
     fresh = AutoLoader("aquila2", model_name=str(base), quantization_config="nf4", torch_dtype="float32").get_model()
     trained = {n.replace("base_layer.", ""): p for n, p in tuners[0].model.base_model.model.named_parameters()}
