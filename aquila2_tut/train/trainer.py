@@ -4,7 +4,8 @@ The loss never holds all logits, a checkpoint is there as a whole or not at all,
 stopped, with the same data in the same order and the same dice, and the progress bar speaks of tokens. Several GPUs,
 FSDP, DeepSpeed and everything else is transformers' own.
 
-Copies in two processes and FSDP2 have been run on CPUs here, with the losses of one process; no way on several GPUs has.
+Copies in two processes have been run on a CPU here, with the weights of one process. No way on several GPUs has, nor
+have FSDP and DeepSpeed.
 """
 
 from __future__ import annotations

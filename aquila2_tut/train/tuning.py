@@ -165,6 +165,11 @@ class Tuning(Run):
             yield "precision", "float16 needs a GPU, and torch sees none here: bfloat16 or float32"
         if "paged" in self.optimizer and not torch.cuda.is_available():
             yield "optimizer", f"{self.optimizer} moves its state between GPU and host, and there is no GPU: adamw-8bit"
+        if self.sharding == "fsdp2" and not torch.cuda.is_available():
+            yield (
+                "sharding",
+                "accelerate shards by FSDP on GPUs only, and makes copies on a CPU without a word: leave it out",
+            )
         if self.sharding.startswith("zero") and not find_spec("deepspeed"):
             yield "sharding", f"{self.sharding} needs DeepSpeed: pip install deepspeed, or take fsdp2"
         if (self.method == "qlora" or "bit" in self.optimizer or "paged" in self.optimizer) and not find_spec(
