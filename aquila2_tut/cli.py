@@ -163,6 +163,29 @@ def _pretrain(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+def _finetune(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.train import commands
+
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+        from aquila2_tut.loader import available_memory, pick_device
+
+        outcome[0] = commands.run_finetune(rest, text, AutoLoader, lambda: available_memory(pick_device("auto")))
+    return outcome[0]
+
+
+def _merge(rest: list[str], text: dict[str, str]) -> int:
+    from aquila2_tut.train import commands, merge_checkpoint
+
+    options = commands.parse_merge(rest, text)
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+
+        loader = AutoLoader("aquila2", model_name=options.base, model_dir=options.model_dir)
+        print(merge_checkpoint(loader.path, options.adapter, options.out))
+    return outcome[0]
+
+
 # --- quantization ---
 
 
@@ -366,6 +389,8 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "assets": _assets,
     "chat": _chat,
     "data": _data,
+    "finetune": _finetune,
+    "merge": _merge,
     "pretrain": _pretrain,
     "quantize": _quantize,
 }

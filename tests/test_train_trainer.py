@@ -237,7 +237,7 @@ def test_bad_chat_recipes(whole, tmp_path):
 # --- recipes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [path.stem for path in FOLDER.glob("*.yaml")])
+@pytest.mark.parametrize("name", KINDS)
 def test_shipped_recipes_are_good(name):
     recipe = load_recipe(KINDS[name], name)
     assert recipe.batch_size * recipe.length == 8192
@@ -260,12 +260,12 @@ def test_shipped_recipes_are_good(name):
 def test_a_bad_recipe_says_what_is_wrong(tmp_path, content, message):
     file = tmp_path / "mine.yaml"
     file.write_text(content)
-    with pytest.raises(TrainError, match=rf"mine\.yaml: {message}"):
+    with pytest.raises(TrainError, match=rf"mine\.yaml(, line 1)?: {message}"):
         load_recipe(Recipe, file)
 
 
 def test_a_recipe_that_is_not_there():
-    with pytest.raises(TrainError, match="no recipe giga: neither a file nor one of nano"):
+    with pytest.raises(TrainError, match="no recipe giga: neither a file nor one of .*nano"):
         load_recipe(Recipe, "giga")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 from .errors import TrainError
 
 UNFINISHED = ".unfinished-"  # begins the name of a folder that is being written
+_NOTHING = 1 << 20  # bytes; with less room than this a disk is full
 
 
 @contextlib.contextmanager
@@ -25,15 +27,42 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Args:
         target: the folder to make; one that is there already is replaced.
+
+    Raises:
+        TrainError: the disk is full. What was there before is still there.
     """
-    staging = target.with_name(UNFINISHED + target.name)
+    staging = unfinished(target)
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    yield staging
-    for file in [*staging.rglob("*"), staging]:
-        _to_disk(file)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        for file in [*staging.rglob("*"), staging]:
+            _to_disk(file)
+    except Exception as error:  # each library has its own for a full disk
+        if not _is_full(error, target.parent):
+            raise
+        shutil.rmtree(staging, ignore_errors=True)
+        raise TrainError(f"the disk is full, {target} could not be written. {last_good(target.parent)}") from error
     _replace(staging, target)
     _to_disk(target.parent)
+
+
+def unfinished(target: Path) -> Path:
+    """The name of a folder while it is being written."""
+    return target.with_name(UNFINISHED + target.name)
+
+
+def _is_full(error: Exception, place: Path) -> bool:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return True
+    # torch does not say why a file could not be written.
+    return isinstance(error, RuntimeError) and shutil.disk_usage(place).free < _NOTHING
+
+
+def last_good(folder: Path) -> str:
+    """What is left of a run that has to end, in words."""
+    found = checkpoints(folder)
+    return f"The last good checkpoint is {found[-1]}" if found else f"There is no checkpoint in {folder} yet"
 
 
 def _replace(staging: Path, target: Path) -> None:

@@ -1,11 +1,15 @@
-"""The command ``aquila2-tut pretrain``: a recipe by name, or from a file, for pretraining or for teaching to answer."""
+"""The commands ``pretrain``, ``finetune`` and ``merge`` of ``aquila2-tut``: recipes by name, or from a file."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from ..terminal import add_common
 from .errors import TrainError
@@ -26,8 +30,7 @@ def run_pretrain(argv: Sequence[str], text: dict[str, str]) -> int:
         TrainError: see `load_recipe`, `pretrain` and `instruct`.
     """
     options = _parser(text).parse_args(argv)
-    if not find_spec("accelerate"):
-        raise TrainError("transformers' Trainer needs accelerate: pip install 'aquila2-tut[train]'")
+    _need_accelerate()
     from .instruct import ChatRecipe, instruct
     from .pretrain import Recipe, pretrain
 
@@ -57,3 +60,79 @@ def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, metavar="N", help=text["run_seed"])
     add_common(parser, text)
     return parser
+
+
+def _need_accelerate() -> None:
+    if not find_spec("accelerate"):
+        raise TrainError("transformers' Trainer needs accelerate: pip install 'aquila2-tut[train]'")
+
+
+def run_finetune(
+    argv: Sequence[str], text: dict[str, str], opener: Callable[..., Any], memory: Callable[[], int | None]
+) -> int:
+    """The command ``aquila2-tut finetune``.
+
+    Args:
+        argv: what follows ``finetune`` on the command line.
+        text: the messages in the reader's language.
+        opener: `aquila2_tut.AutoLoader`.
+        memory: tells how many bytes there are to train in, or None.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        TrainError, DataError, LoaderError: see `finetune`.
+    """
+    options = _finetune_parser(text).parse_args(argv)
+    _need_accelerate()
+    from .finetuning import finetune
+    from .plan import dry_run
+    from .tuning import Tuning
+
+    changes = dict(_change(pair) for pair in options.set)
+    if options.data:
+        changes["data"] = options.data
+    recipe = load_recipe(Tuning, options.recipe, **changes)
+    if options.dry_run:
+        print(*dry_run(recipe, opener, text["tag"], memory()), sep="\n")
+        return 0
+    target = finetune(recipe, options.out or f"runs/{Path(options.recipe).stem}", opener, text["tag"])
+    if os.environ.get("RANK", "0") == "0":
+        print(target)
+    return 0
+
+
+def _change(pair: str) -> tuple[str, Any]:
+    """`key=value`, the value as in a recipe."""
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise TrainError(f"--set {pair}: key=value is needed, such as --set learning_rate=1e-4")
+    try:
+        return key.strip(), "" if not value else yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise TrainError(
+            f"--set {pair}: {value!r} is no value of a recipe; put text with odd signs in quotes"
+        ) from None
+
+
+def _finetune_parser(text: dict[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aquila2-tut finetune", description=text["finetune"], add_help=False)
+    parser.add_argument("--recipe", required=True, metavar="R", help=text["recipe"])
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=text["set"])
+    parser.add_argument("--data", metavar="FILE", help=text["tuning_data"])
+    parser.add_argument("--out", metavar="DIR", help=text["out"])
+    parser.add_argument("--dry-run", action="store_true", help=text["dry_run"])
+    add_common(parser, text)
+    return parser
+
+
+def parse_merge(argv: Sequence[str], text: dict[str, str]) -> argparse.Namespace:
+    """Reads the command line of ``aquila2-tut merge``."""
+    parser = argparse.ArgumentParser(prog="aquila2-tut merge", description=text["merge"], add_help=False)
+    parser.add_argument("base", metavar="BASE", help=text["merge_base"])
+    parser.add_argument("adapter", metavar="ADAPTER", help=text["merge_adapter"])
+    parser.add_argument("--out", required=True, metavar="DIR", help=text["merge_out"])
+    parser.add_argument("--model-dir", metavar="DIR", help=text["model_dir"])
+    add_common(parser, text)
+    return parser.parse_args(argv)

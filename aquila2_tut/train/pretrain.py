@@ -27,7 +27,7 @@ from .errors import TrainError
 from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
 
-LOGGED = ("step", "num_input_tokens_seen", "loss", "learning_rate", "grad_norm")
+LOGGED = ("step", "num_input_tokens_seen", "loss", "learning_rate", "grad_norm", "eval_loss")
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,17 @@ def save_model(model: Aquila2ForCausalLM, tokenizer: Path, target: Path, log: li
     with written_whole(target) as place:
         model.to(torch.bfloat16).save_pretrained(place)
         (place / "tokenizer.json").write_bytes((tokenizer / "tokenizer.json").read_bytes())
-        entries = [
-            {name: _rounded(entry[name]) for name in LOGGED if name in entry} for entry in log if "loss" in entry
-        ]
-        lines = ",\n".join(json.dumps(entry) for entry in entries)
-        (place / "log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        write_log(place, log)
         for file in place.iterdir():
             file.chmod(0o644)
     return target
+
+
+def write_log(folder: Path, log: list[dict[str, float]]) -> None:
+    """Writes what of the Trainer's log is the same whenever and wherever a run is repeated, as log.json."""
+    entries = [{name: _rounded(entry[name]) for name in LOGGED if name in entry} for entry in log]
+    lines = ",\n".join(json.dumps(entry) for entry in entries if "loss" in entry or "eval_loss" in entry)
+    (folder / "log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _rounded(value: float) -> float:

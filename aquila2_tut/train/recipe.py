@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,10 @@ class Run:
     seed: int = 42
     save_every: int = 100
 
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """What makes no sense here, or not together: the field, and what is wrong with it."""
+        yield from ()
+
 
 AnyRun = TypeVar("AnyRun", bound=Run)
 
@@ -89,24 +94,56 @@ def load_recipe(kind: type[AnyRun], name_or_file: str | Path, **changes: Any) ->
         changes: fields to set otherwise.
 
     Raises:
-        TrainError: see `read_recipe`; or a field that is unknown or of the wrong type.
+        TrainError: see `read_recipe`; or a field that is unknown, of the wrong type or makes no sense, with its line.
     """
     file, content = read_recipe(name_or_file)
-    return kind(**_checked(kind, {**content, **changes}, file))
+    places = _lines(file) | {name: f"{name}={value}" for name, value in changes.items()}
+    recipe = kind(**_checked(kind, {**content, **changes}, places))
+    refuse_faults(recipe, places, f"{file}")
+    return recipe
 
 
-def _checked(kind: type[Run], content: dict[str, Any], file: Path) -> dict[str, Any]:
+def refuse_faults(recipe: Run, places: Mapping[str, str] | None = None, elsewhere: str = "recipe") -> None:
+    """Refuses what makes no sense.
+
+    Args:
+        recipe: what to look at.
+        places: where each field was set, for the message; and where those are that were not.
+        elsewhere: what to say of the others.
+
+    Raises:
+        TrainError: the first thing that makes no sense.
+    """
+    for field, fault in recipe.faults():
+        raise TrainError(f"{(places or {}).get(field, elsewhere)}: {field}: {fault}")
+
+
+def _lines(file: Path) -> dict[str, str]:
+    """Where each field of a recipe stands."""
+    root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    return {str(key.value): f"{file}, line {key.start_mark.line + 1}" for key, _ in root.value}
+
+
+def _checked(kind: type[Run], content: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
     """Every field known and of the type of its default."""
     known, good = dataclasses.asdict(kind()), {}
     for name, value in content.items():
         if name not in known:
-            raise TrainError(f"{file}: there is no field {name!r}; known: {', '.join(known)}")
-        good[name] = tuple(value) if isinstance(value, list) else value
+            raise TrainError(f"{places[name]}: there is no field {name!r}; known: {', '.join(known)}")
         expected = type(known[name])
+        good[name] = tuple(value) if isinstance(value, list) else _number(value) if expected is float else value
         also = {"model": dict}.get(name, int if expected is float else expected)
-        if isinstance(value, bool) or not isinstance(good[name], expected | also):
-            raise TrainError(f"{file}: {name} must be of type {expected.__name__}, not {value!r}")
+        if isinstance(value, bool) != (expected is bool) or not isinstance(good[name], expected | also):
+            raise TrainError(f"{places[name]}: {name} must be of type {expected.__name__}, not {value!r}")
     return good
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-4 for text; only 1.0e-4 is a number there."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def arguments(run: Run, folder: Path, **changes: Any) -> TrainingArguments:
@@ -156,13 +193,18 @@ def _schedule(run: Run) -> dict[str, Any]:
     raise TrainError(f"schedule: {run.schedule!r} is neither cosine nor linear")
 
 
-def claim(folder: Path, recipe: Run) -> None:
+def claim(folder: Path, recipe: Run, **more: Any) -> None:
     """Makes a folder that of one recipe.
+
+    Args:
+        folder: of the run.
+        recipe: its recipe.
+        more: what else must be the same when a run goes on.
 
     Raises:
         TrainError: it holds a run of another one.
     """
-    content, file = dataclasses.asdict(recipe), folder / "recipe.json"
+    content, file = dataclasses.asdict(recipe) | more, folder / "recipe.json"
     if file.is_file():
         return refuse_other_settings(folder, json.loads(file.read_text(encoding="utf-8")), content)
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,8 @@ The loss never holds all logits, a checkpoint is there as a whole or not at all,
 stopped, with the same data in the same order and the same dice, and the progress bar speaks of tokens. Several GPUs,
 FSDP, DeepSpeed and everything else is transformers' own.
 
-None of the ways to spread a run over several GPUs has been run here.
+Copies in two processes have been run on a CPU here, with the weights of one process. No way on several GPUs has, nor
+have FSDP and DeepSpeed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,7 +28,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.packing import Row, Sample, collate
-from .checkpoints import checkpoints, forget_unfinished, written_whole
+from .checkpoints import checkpoints, forget_unfinished, unfinished, written_whole
 from .loss import causal_loss
 
 
@@ -54,8 +57,10 @@ class Aquila2Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """The mean over the labelled tokens of all batches of a step; no logits."""
+        """The mean over the labelled tokens of all batches of a step, in all processes; no logits."""
         loss = causal_loss(model, inputs, num_items_in_batch)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # their gradients are averaged, and the count is of all
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def resume_or_train(self) -> None:
@@ -65,9 +70,10 @@ class Aquila2Trainer(Trainer):
             forget_unfinished(folder)
         found = checkpoints(folder)
         state = TrainerState.load_from_json(str(found[-1] / TRAINER_STATE_NAME)) if found else None
-        if state and state.global_step >= state.max_steps:
-            # transformers would take one step more than was asked for.
-            self._load_from_checkpoint(str(found[-1]))
+        if state and (state.global_step >= state.max_steps or _was_stopped(state)):
+            # transformers would take one step more than was asked for, or all that an early stop has left out.
+            best = state.best_global_step if self.args.load_best_model_at_end else None
+            self._load_from_checkpoint(str(folder / f"checkpoint-{best}" if best else found[-1]))
             self.state = state
         else:
             self.train(resume_from_checkpoint=str(found[-1]) if found else None)
@@ -79,22 +85,41 @@ class Aquila2Trainer(Trainer):
         folder = Path(super()._get_output_dir(trial))
         target = folder / f"checkpoint-{self.state.global_step}"
         if not self.args.should_save:  # another process of this machine does the moving
-            return super()._save_checkpoint(model, trial)
+            return self._save_into(unfinished(target), model, trial)
         with written_whole(target) as place:
-            self._staging = place
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
+            self._save_into(place, model, trial)
             for file in (place / target.name).iterdir():
                 os.replace(file, place / file.name)
             (place / target.name).rmdir()
+            self._name_best(folder)
+            self.state.save_to_json(str(place / TRAINER_STATE_NAME))
         rotate_checkpoints(str(folder), self.args.save_total_limit, self.state.best_model_checkpoint)
         return None
 
+    def _save_into(self, place: Path, model: nn.Module, trial: Any) -> None:
+        """Each process writes its own dice, and what else it has, once the folder is there."""
+        self.accelerator.wait_for_everyone()
+        self._staging = place
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _name_best(self, folder: Path) -> None:
+        """transformers has looked for the best checkpoint where this one was being written."""
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+
+
+def _was_stopped(state: TrainerState) -> bool:
+    """Whether a checkpoint is the last one of a run that has ended, early or not."""
+    control = state.stateful_callbacks.get("TrainerControl", {})
+    return bool(control.get("args", {}).get("should_training_stop"))
+
 
 class Progress(TrainerCallback):
-    """A progress bar with the loss, tokens per second and the time left; lines instead where stderr is no terminal.
+    """A progress bar with the loss, tokens per second, memory and the time left; lines where stderr is no terminal.
 
     Args:
         silent: shows nothing.
@@ -143,7 +168,19 @@ class Progress(TrainerCallback):
 
     def _figures(self, state: TrainerState) -> str:
         tokens = self._rate(state.num_input_tokens_seen - self.seen)
-        return f"loss {float(self.loss):.3f}  {tokens:,.0f} tokens/s"
+        return f"loss {float(self.loss):.3f}  {tokens:,.0f} tokens/s{_memory()}"
+
+
+def _memory() -> str:
+    """The most memory that was in use: of the GPU, or of the process where there is none."""
+    if torch.cuda.is_available():
+        return f"  {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    if not find_spec("resource"):  # as on Windows
+        return ""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
 
 def _clock(seconds: float) -> str:
