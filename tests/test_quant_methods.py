@@ -97,10 +97,15 @@ def test_each_layer_sees_what_the_rounded_ones_before_it_give(monkeypatch):
     monkeypatch.setattr(methods, "gptq", lambda w, h, *rest: seen.append(h) or original(w, h, *rest))
     quantize_model(model, Scheme("gptq", 2, 32), IDS)
     assert len(seen) == 14
-    now = inputs_of(model, "self_attn.q_proj", IDS)[1]
-    torch.testing.assert_close(seen[7], now.t() @ now / len(now), rtol=1e-4, atol=1e-4)
-    was = inputs_of(tiny(), "self_attn.q_proj", IDS)[1]
-    assert not torch.allclose(seen[7], was.t() @ was / len(was), rtol=0.01)
+    now, was = (products(inputs_of(m, "self_attn.q_proj", IDS)[1]) for m in (model, tiny()))
+    torch.testing.assert_close(seen[7].double(), now, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[7].double(), was, rtol=0.01)
+
+
+def products(x: torch.Tensor) -> torch.Tensor:
+    """X^T X over the number of tokens, in float64, with each token scaled to a mean square of 1."""
+    x = torch.nn.functional.normalize(x.double(), dim=1) * x.shape[1] ** 0.5
+    return x.t() @ x / len(x)
 
 
 def test_inputs_of_a_linear_map():
