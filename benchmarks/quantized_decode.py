@@ -35,54 +35,56 @@ YARDSTICK, BASE, CLOSER = "llama.cpp", "transformers", "closer:{}"
 # What limits each: the operators that take a token's time in `look_closer`, against the bytes that it has to read.
 LIMITS = {
     "transformers": {
-        "en": "torch's own float32 product of a matrix and a vector, which uses a third of the memory's bandwidth",
-        "zh": "torch 自带的 float32 矩阵乘向量：只用到内存带宽的三分之一",
+        "en": "torch's own float32 product of a matrix and a vector, which uses a quarter of the bandwidth",
+        "zh": "torch 自带的 float32 矩阵乘向量：读内存只用到带宽的四分之一",
     },
     "ours-fp32": {
-        "en": "memory bandwidth: 538 MB are read for each token, and oneDNN comes near to what the machine can",
-        "zh": "内存带宽：每个词元要读 538 MB，oneDNN 已接近机器上限",
+        "en": "the bytes: 538 MB a token, which oneDNN reads at about half of the memory's bandwidth",
+        "zh": "字节数：每个词元要读 538 MB，oneDNN 约用到内存带宽的一半",
     },
     "ours-bf16": {
-        "en": "half of it products (the small matrices far from the bandwidth), half what Python does between them",
-        "zh": "一半时间在乘法上（小矩阵远未用满带宽），另一半是乘法之间的 Python 开销",
+        "en": "products for more than half of the time, the small matrices slowest for their size; the rest is Python",
+        "zh": "一半以上时间在乘法上，其中小矩阵相对最慢；其余是 Python 开销",
     },
     "bnb-int8": {
-        "en": "framework overhead: 130 operators for each product (quantize the input, look for outliers, scale back); "
-        "the integer product itself is an eighth of the time",
-        "zh": "框架开销：每次乘法要调用约 130 个算子（量化输入、找离群列、再缩放回来），整数乘法本身只占八分之一",
+        "en": "framework overhead: 130 operators for each product (quantize the input, look for outliers, scale "
+        "back); the integer product itself is less than a tenth of their time",
+        "zh": "框架开销：每次乘法要调用约 130 个算子（量化输入、找离群列、再缩放回来），整数乘法本身不到其中十分之一",
     },
     "torchao-int8": {
         "en": "dequantize, then multiply: all codes are written out in bfloat16 for each product, and read again",
         "zh": "先反量化再相乘：每次都把全部编码展开成 bfloat16 写进内存，再读一遍",
     },
     "torchao-int4": {
-        "en": "framework overhead: the four-bit kernel takes a fifth of the time, the head in bfloat16 a sixth, "
-        "the operators and the Python around them the rest",
-        "zh": "框架开销：4 比特内核只占五分之一，bfloat16 的输出层占六分之一，其余是外围算子与 Python",
+        "en": "framework overhead: of the operators' time the four-bit kernel takes a third and the head in "
+        "bfloat16 a quarter; between them is Python",
+        "zh": "框架开销：算子时间里 4 比特内核占三分之一，bfloat16 的输出层占四分之一；算子之间是 Python",
     },
     "bnb-nf4": {
-        "en": "bitsandbytes' kernel, which looks up each code in the table: several times the time of an even grid's",
-        "zh": "bitsandbytes 的内核要为每个编码查表，耗时是均匀网格内核的数倍",
+        "en": "bitsandbytes' four-bit kernel, two fifths of the operators' time, and the head in bfloat16, a "
+        "fifth; then Python",
+        "zh": "bitsandbytes 的 4 比特内核占算子时间的五分之二，bfloat16 的输出层占五分之一；再就是 Python",
     },
     "nf4-by-hand": {
-        "en": "dequantize, then multiply: nine tenths of the time go into looking up codes and writing the weights out",
-        "zh": "先反量化再相乘：九成时间用于查表和把权重写进内存",
+        "en": "dequantize, then multiply: nearly all of the time goes into looking up and writing out weights",
+        "zh": "先反量化再相乘：时间几乎都花在查表和把权重写进内存上",
     },
     "rtn-3": {
         "en": "no kernel for 3 bits: 150,000 operators a token unpack the codes, before anything is multiplied",
         "zh": "没有 3 比特内核：每个词元要用约 15 万个算子解包编码，之后才做乘法",
     },
     "int4": {
-        "en": "framework overhead: the four-bit kernel takes a quarter of the time, Python and small operators most",
-        "zh": "框架开销：4 比特内核只占约四分之一，大部分时间花在 Python 和小算子上",
+        "en": "framework overhead: products are less than half of the time, Python and small operators the rest",
+        "zh": "框架开销：乘法不到一半时间，其余是 Python 和小算子",
     },
     "gguf": {
-        "en": "the same as `int4`; blocks of 32 have four times as many scales to read",
-        "zh": "与 `int4` 相同；每块 32 个权重，缩放系数多四倍",
+        "en": "the same as `int4`; blocks of 32 have twice as many scales to read as its groups of 64",
+        "zh": "与 `int4` 相同；每块 32 个权重，缩放系数比每组 64 个时多一倍",
     },
     "llama.cpp": {
-        "en": "memory bandwidth and the products themselves: nothing is interpreted in between",
-        "zh": "内存带宽与乘法本身，中间没有解释执行的代码",
+        "en": "the products themselves, codes made into numbers included: the file is read at a quarter of the "
+        "memory's bandwidth",
+        "zh": "乘法本身（包括把编码还原成数）：读文件只用到内存带宽的四分之一",
     },
 }
 
@@ -399,8 +401,9 @@ def run(sides: list[str], rounds: int, threads: int) -> tuple[dict[str, dict[str
         for number in range(rounds):
             reads.append(in_a_process("bandwidth", threads)["bytes_per_second"])
             for side in sides:
-                print(f"round {number + 1} of {rounds}: {side}", file=sys.stderr, flush=True)
-                runs[side].append(in_a_process(side, threads))
+                runs[side].append(found := in_a_process(side, threads))
+                told = f"round {number + 1} of {rounds}: {side}, {1 / found['decode']:.1f} tokens/s"
+                print(told, file=sys.stderr, flush=True)
         results: dict[str, dict[str, Any]] = {side: best_of(found) for side, found in runs.items()}
         for side in [side for side in sides if side in LOADERS]:
             print(f"closer: {side}", file=sys.stderr, flush=True)
