@@ -6,6 +6,7 @@ FlagAI-native v1 folders and Megatron checkpoints; `layouts` translates their na
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -44,6 +45,16 @@ class Checkpoint:
     path: Path
     config: Aquila2Config
     readers: dict[str, Callable[[], Tensor]]
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Every parameter that the model needs of the checkpoint, and its shape; a tied head is none."""
+        with torch.device("meta"), no_init_weights():
+            model = Aquila2ForCausalLM(self.config)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if self.config.tie_word_embeddings:
+            shapes.pop("lm_head.weight", None)
+        return shapes
 
     @property
     def layout(self) -> Layout:
@@ -225,32 +236,29 @@ def _flat(stored: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, layout: Layout, dtype: torch.dtype, device: torch.device) -> None:
-    wanted = {name: p.shape for name, p in model.named_parameters()}
-    if checkpoint.config.tie_word_embeddings:
-        wanted.pop("lm_head.weight", None)
     filled = set()
-    for stored_name, read in checkpoint.readers.items():
-        for name, tensor in _translated(checkpoint, layout, stored_name, read):
-            if name == "lm_head.weight" and name not in wanted:
-                continue
-            _check_fit(checkpoint, stored_name, name, tensor, wanted)
-            # Of a part of a larger tensor only a copy is kept, or the whole would stay alive with it.
-            tensor = tensor.to(device, dtype, copy=tensor._is_view() and not tensor.is_contiguous())
-            _assign(model, name, tensor.contiguous())
-            filled.add(name)
+    for name, tensor in read_parameters(checkpoint, layout=layout):
+        # Of a part of a larger tensor only a copy is kept, or the whole would stay alive with it.
+        tensor = tensor.to(device, dtype, copy=tensor._is_view() and not tensor.is_contiguous())
+        _assign(model, name, tensor.contiguous())
+        filled.add(name)
     model.tie_weights()
+    wanted = checkpoint.shapes
     if missing := sorted(set(wanted) - filled):
         raise WeightsError(
             f"{checkpoint.path}: {len(missing)} of {len(wanted)} tensors are missing, the first is {missing[0]}"
         )
 
 
-def read_parameters(checkpoint: Checkpoint, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def read_parameters(
+    checkpoint: Checkpoint, prefix: str = "", layout: Layout | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Reads those parameters of a checkpoint whose names begin in some way, one by one.
 
     Args:
         checkpoint: an open one.
         prefix: of the names in `Aquila2ForCausalLM`, such as "model.layers.0.".
+        layout: replaces the checkpoint's own.
 
     Yields:
         (name, tensor), as stored.
@@ -258,42 +266,38 @@ def read_parameters(checkpoint: Checkpoint, prefix: str = "") -> Iterator[tuple[
     Raises:
         WeightsError: a tensor that has no place in the model, or another shape than it needs.
     """
-    with torch.device("meta"), no_init_weights():
-        wanted = {name: p.shape for name, p in Aquila2ForCausalLM(checkpoint.config).named_parameters()}
-    layout = checkpoint.layout
+    layout = layout or checkpoint.layout
     for stored, read in checkpoint.readers.items():
-        if not _target(checkpoint, layout, stored, "").startswith(prefix):
+        target = _target(checkpoint, layout, stored)
+        if target is None or not target.startswith(prefix):
             continue
-        for name, tensor in _translated(checkpoint, layout, stored, read):
-            if name == "lm_head.weight" and checkpoint.config.tie_word_embeddings:
+        for name, tensor in _pieces(checkpoint, layout, stored, target, read):
+            if name == "lm_head.weight" and name not in checkpoint.shapes:
                 continue
-            _check_fit(checkpoint, stored, name, tensor, wanted)
+            _check_fit(checkpoint, stored, name, tensor)
             yield name, tensor
 
 
-def _target(checkpoint: Checkpoint, layout: Layout, stored_name: str, ignored: str | None = None) -> str | None:
-    """The place of a stored tensor; `ignored` for one that has none to be filled."""
+def _target(checkpoint: Checkpoint, layout: Layout, stored_name: str) -> str | None:
     try:
-        target = layout.target(stored_name)
+        return layout.target(stored_name)
     except KeyError:
         raise WeightsError(
             f"{checkpoint.path}: tensor {stored_name} has no place in an Aquila2 model ({layout.name} layout)"
         ) from None
-    return ignored if target is None else target
 
 
-def _translated(
-    checkpoint: Checkpoint, layout: Layout, stored_name: str, read: Callable[[], Tensor]
+def _pieces(
+    checkpoint: Checkpoint, layout: Layout, stored_name: str, target: str, read: Callable[[], Tensor]
 ) -> list[tuple[str, Tensor]]:
-    if (target := _target(checkpoint, layout, stored_name)) is None:
-        return []
     try:
         return layout.pieces(target, read(), checkpoint.config)
     except RuntimeError as error:
         raise WeightsError(f"{checkpoint.path}: tensor {stored_name} does not fit the configuration: {error}") from None
 
 
-def _check_fit(checkpoint: Checkpoint, stored: str, name: str, tensor: Tensor, wanted: dict[str, torch.Size]) -> None:
+def _check_fit(checkpoint: Checkpoint, stored: str, name: str, tensor: Tensor) -> None:
+    wanted = checkpoint.shapes
     if name not in wanted:
         raise WeightsError(
             f"{checkpoint.path}: tensor {stored} would be {name}, which a model of "

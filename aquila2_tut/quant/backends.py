@@ -22,7 +22,7 @@ from ..model import Aquila2ForCausalLM
 from ..model.weights import load_model, open_checkpoint
 from .errors import QuantError
 from .grid import fitting_group
-from .sizes import predicted_bytes
+from .sizes import input_widths, predicted_bytes
 
 _INSTALL = {
     "bitsandbytes": "pip install 'aquila2-tut[quant]'",
@@ -96,8 +96,7 @@ def named_config(name: str, config: Aquila2Config, dtype: torch.dtype, device: t
         raise QuantError(f"quantization {name!r} is not one of {known}, nor a configuration of transformers")
     library, make = CONFIGS[name]
     need(library)
-    widths = {config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size}
-    return make(dtype, device, fitting_group(widths))
+    return make(dtype, device, fitting_group(input_widths(config)))
 
 
 def named_bytes(name: str, config: Aquila2Config) -> int:

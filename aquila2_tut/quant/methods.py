@@ -21,6 +21,7 @@ from .gptq import Calibration, Collector, awq_stretch, gptq
 from .grid import GridLinear, fitting_group, round_to_nearest
 from .int8 import Linear8bit
 from .nf4 import Linear4bit
+from .sizes import input_widths
 
 if TYPE_CHECKING:
     from ..config import Aquila2Config
@@ -68,8 +69,7 @@ class Scheme:
 
     def fitted(self, config: Aquila2Config) -> Scheme:
         """The same, with a group that divides the inputs of every layer of a model."""
-        heads = config.num_attention_heads * config.head_dim
-        return replace(self, group=fitting_group({config.hidden_size, heads, config.intermediate_size}, self.group))
+        return replace(self, group=fitting_group(input_widths(config), self.group))
 
 
 def quantize_model(model: Aquila2ForCausalLM, scheme: Scheme, ids: Tensor | None = None) -> Aquila2ForCausalLM:

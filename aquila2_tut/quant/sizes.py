@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..config import Aquila2Config
 from .errors import QuantError
+from .grid import fitting_group
 
 KEPT = ("embed_tokens", "lm_head")  # the two matrices with a row for each token
 UNITS = {"GB": 10**9, "GiB": 2**30}
@@ -115,12 +116,14 @@ def linear_shapes(config: Aquila2Config) -> list[tuple[int, int]]:
     return [*attention, (ffn, width), (ffn, width), (width, ffn)]
 
 
+def input_widths(config: Aquila2Config) -> set[int]:
+    """The numbers of inputs that a layer's linear maps have."""
+    return {inputs for _, inputs in linear_shapes(config)}
+
+
 def group_size(form: Format, config: Aquila2Config) -> int:
     """Weights that share a scale in a model: 128, or the next smaller power of two that divides every row."""
-    group = form.share
-    while group > 1 and not form.flat and any(inputs % group for _, inputs in linear_shapes(config)):
-        group //= 2
-    return group
+    return form.share if form.flat else fitting_group(input_widths(config), form.share)
 
 
 @dataclass(frozen=True)
