@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..data.splits import corpus
 from ..terminal import add_common
+from .checkpoint import quantize_checkpoint
 from .errors import QuantError
+from .methods import CALIBRATED, METHODS, Scheme, calibration_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +37,7 @@ def parse(argv: Sequence[str], text: dict[str, str]) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(prog="aquila2-tut quantize", description=text["quantize"], add_help=False)
     parser.add_argument("model", metavar="MODEL", help=text["quant_model"])
-    parser.add_argument("--method", required=True, choices=("nf4", "int8", "rtn", "gptq", "awq"), help=text["method"])
+    parser.add_argument("--method", required=True, choices=METHODS, help=text["method"])
     parser.add_argument("--bits", type=int, choices=(2, 3, 4, 8), help=text["quant_bits"])
     parser.add_argument("--group", type=int, default=128, metavar="N", help=text["quant_group"])
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=text["quant_out"])
@@ -63,9 +65,6 @@ def run(options: argparse.Namespace, source: Path, tokenizer: PreTrainedTokenize
     Raises:
         QuantError: see `quantize_checkpoint`; or a text that cannot be read.
     """
-    from .checkpoint import quantize_checkpoint
-    from .methods import CALIBRATED, METHODS, Scheme
-
     scheme = Scheme(
         options.method, options.bits or min(METHODS[options.method], key=lambda b: abs(b - 4)), options.group
     )
@@ -79,8 +78,6 @@ def calibration(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase)
     Raises:
         QuantError: a file that is not there or no UTF-8, or too little text.
     """
-    from .methods import calibration_ids
-
     texts = list(_files(options.calibration) if options.calibration else _own())
     if options.rows < 1 or options.length < 2:
         raise QuantError(f"--rows {options.rows} and --length {options.length}: at least 1 row of 2 tokens")
