@@ -346,9 +346,10 @@ def solve_booking(text, language):
         (found[field],) = set(re.findall(pattern, text))
     first, hour, last = found["time"]
     half, part = (first, last) if language == "en" else (last, first)
-    after = HOURS[language].index(hour) + (0 if part in ("morning", "上午") else 12)
+    clock = f"{HOURS[language].index(hour)}:{'30' if half else '00'}"
+    found["time"] = f"{clock} {'am' if part == 'morning' else 'pm'}" if language == "en" else part + clock
     if language == "zh":
         found["day"] = "周" + found["day"].replace("天", "日")
-    found |= {"time": f"{after}:{'30' if half else '00'}", "people": HOURS[language].index(found["people"])}
+    found["people"] = HOURS[language].index(found["people"])
     record = {word: found[key] for word, key in zip(FIELDS[language], BOOKING[language], strict=True)}
     return {json.dumps(record, ensure_ascii=False)}

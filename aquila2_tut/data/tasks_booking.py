@@ -1,7 +1,7 @@
 """Booking a table: a request as people say it, and the record that a program can read.
 
 Small enough to be learned in a minute, and not to be had by chance: five fields, some of which are copied (who, where)
-and some written in another way (half past seven in the evening is 19:30, 礼拜五 is 周五).
+and some written in another way (half past seven in the evening is 7:30 pm, 礼拜五 is 周五).
 """
 
 from __future__ import annotations
@@ -46,18 +46,13 @@ def key_of_booking(world: Booking) -> object:
 
 def tell_booking(world: Booking, language: str, dice: Random) -> Told:
     """The request, after a line that says what to do with it; the answer is one line of JSON."""
-    column = COLUMN[language]
-    name, place = world.person.name(language), _place(world, language)
-    words = {
-        "name": name,
-        "place": place,
-        "day": dice.choice(WORDS["days"][world.day][column]),
-        "time": _said(world, language),
-        "people": WORDS["numbers"][world.people][column],
-    }
-    asked = plain(language, "ask-booking") + BETWEEN[language] + sentence(dice, language, "booking", **words)
-    day, time = WORDS["days"][world.day][column][0], f"{world.hour}:{'30' if world.half else '00'}"
-    record = dict(zip(WORDS["fields"][language], (name, place, day, time, world.people), strict=True))
+    days = WORDS["days"][world.day][COLUMN[language]]
+    words = {"name": world.person.name(language), "place": _place(world, language)}
+    people = WORDS["numbers"][world.people][COLUMN[language]]
+    said = {**words, "day": dice.choice(days), "time": _time(world, language, "said"), "people": people}
+    written = (*words.values(), days[0], _time(world, language, "written"), world.people)
+    record = dict(zip(WORDS["fields"][language], written, strict=True))
+    asked = plain(language, "ask-booking") + BETWEEN[language] + sentence(dice, language, "booking", **said)
     return Told(asked, json.dumps(record, ensure_ascii=False))
 
 
@@ -66,12 +61,14 @@ def _place(world: Booking, language: str) -> str:
     return BETWEEN[language].join((first[COLUMN[language]], second[COLUMN[language]]))
 
 
-def _said(world: Booking, language: str) -> str:
-    """The time as it is said, on a clock with twelve hours."""
-    parts: list[list[str]] = WORDS["parts of the day"]
-    part = parts[0 if world.hour < 12 else 1 if world.hour < 18 else 2][COLUMN[language]]
-    hour = WORDS["numbers"][world.hour % 12][COLUMN[language]]
-    return WORDS["clock"][language][world.half].format(hour=hour, part=part)
+def _time(world: Booking, language: str, how: str) -> str:
+    """The time of a clock with twelve hours, as it is "said" or "written"."""
+    part = WORDS["parts of the day"][0 if world.hour < 12 else 1 if world.hour < 18 else 2]
+    hour = world.hour % 12
+    words = {"hour": hour, "part": part[how][COLUMN[language]]}
+    if how == "said":
+        words["hour"] = WORDS["numbers"][hour][COLUMN[language]]
+    return WORDS["clock"][language][how][world.half].format_map(words)
 
 
 def same_record(given: str, wanted: str) -> bool:
