@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -306,7 +307,9 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
             "was, or in NF4 with qlora_dir"
         )
     check_fit(model, folder)
-    return PeftModel.from_pretrained(model, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls something in transformers by its old name
+        return PeftModel.from_pretrained(model, folder)
 
 
 def _need(library: str, command: str) -> None:

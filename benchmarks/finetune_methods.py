@@ -101,25 +101,30 @@ def in_a_process(options: argparse.Namespace, method: str, seed: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def interval(values: list[float]) -> str:
-    """The mean and half the width of its 95 % interval."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
+def interval(values: list[float]) -> dict[str, float]:
+    """The mean, and the 95 % interval in which it lies by Student's t."""
     from scipy.stats import t
 
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.3f} +- {half:.3f}"
+    mean = statistics.mean(values)
+    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {"value": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def summary(runs: list[dict]) -> dict:
+    """The runs of a method, and what they say together."""
+    together = {what: interval([run[what][1] for run in runs]) for what in ("loss", "right")}
+    medians = {what: statistics.median_low(run[what] for run in runs) for what in ("seconds", "peak", "beyond")}
+    return {"trainable": runs[0]["trainable"], **together, **medians, "runs": runs}
 
 
 def show(results: dict[str, list[dict]]) -> None:
-    print(
-        f"{'':6} {'trained':>12} {'held-out loss':>18} {'answers right':>18} {'s/step':>7} {'peak GB':>8} {'beyond':>7}"
-    )
+    heads = f"{'held-out loss':>18} {'answers right':>18} {'s/step':>7} {'peak GB':>8} {'beyond':>7}"
+    print(f"{'':6} {'trained':>12} {heads}")
     for method, runs in results.items():
-        loss, right = (interval([run[what][1] for run in runs]) for what in ("loss", "right"))
-        seconds, most, more = (statistics.median(run[what] for run in runs) for what in ("seconds", "peak", "beyond"))
-        figures = f"{seconds:7.2f} {most / 1e9:8.2f} {more / 1e9:7.2f}"
-        print(f"{method:6} {runs[0]['trainable']:12,} {loss:>18} {right:>18} {figures}")
+        row = summary(runs)
+        loss, right = (f"{row[x]['value']:.3f} +- {row[x]['high'] - row[x]['value']:.3f}" for x in ("loss", "right"))
+        figures = f"{row['seconds']:7.2f} {row['peak'] / 1e9:8.2f} {row['beyond'] / 1e9:7.2f}"
+        print(f"{method:6} {row['trainable']:12,} {loss:>18} {right:>18} {figures}")
 
 
 def conditions(options: argparse.Namespace) -> dict:
@@ -137,7 +142,7 @@ def conditions(options: argparse.Namespace) -> dict:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
         "versions": versions,
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python benchmarks/finetune_methods.py --model {options.model} --steps {options.steps} --save",
+        "command": f"python benchmarks/finetune_methods.py --model {options.model} --threads {options.threads} --save",
     }
 
 
@@ -161,7 +166,8 @@ def main() -> None:
             print(method, json.dumps(results[method][-1]), file=sys.stderr, flush=True)
             if options.save:  # what has been measured is kept, whatever happens to the rest
                 saved = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else {}
-                saved[options.model] = {"conditions": conditions(options), "runs": results}
+                found = {method: summary(runs) for method, runs in results.items() if runs}
+                saved[options.model] = {"conditions": conditions(options), "methods": found}
                 TARGET.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     show(results)
 
