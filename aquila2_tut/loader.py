@@ -199,7 +199,9 @@ class AutoLoader:
 
     def _given(self) -> Path | None:
         """The checkpoint folder or GGUF file that the arguments name themselves, if any."""
-        for place in (Path(self.model_name).expanduser(), self.model_dir):
+        # As in the original, a folder of any name may lie in model_dir.
+        inside = self.model_dir / self.model_name if self.model_dir else None
+        for place in (Path(self.model_name).expanduser(), self.model_dir, inside):
             if place and ((place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())):
                 return Path(os.path.abspath(place))  # unlike resolve(), this keeps the name that a link gives
         return None
