@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -198,7 +199,9 @@ class AutoLoader:
 
     def _given(self) -> Path | None:
         """The checkpoint folder or GGUF file that the arguments name themselves, if any."""
-        for place in (Path(self.model_name).expanduser(), self.model_dir):
+        # As in the original, a folder of any name may lie in model_dir.
+        inside = self.model_dir / self.model_name if self.model_dir else None
+        for place in (Path(self.model_name).expanduser(), self.model_dir, inside):
             if place and ((place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file())):
                 return Path(os.path.abspath(place))  # unlike resolve(), this keeps the name that a link gives
         return None
@@ -306,7 +309,9 @@ def _with_adapter(model: Aquila2ForCausalLM, folder: Path) -> Any:
             "was, or in NF4 with qlora_dir"
         )
     check_fit(model, folder)
-    return PeftModel.from_pretrained(model, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls something in transformers by its old name
+        return PeftModel.from_pretrained(model, folder)
 
 
 def _need(library: str, command: str) -> None:

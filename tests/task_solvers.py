@@ -3,6 +3,7 @@
 They share no table with the generators. A sentence that they cannot read is an error.
 """
 
+import json
 import re
 from itertools import product
 
@@ -307,3 +308,48 @@ def solve_kinship(text, language):
 
 
 SOLVERS = {"babi15": solve_fears, "babi16": solve_colours, "arithmetic": solve_sum, "kinship": solve_kinship}
+
+
+# --- booking ---
+
+HOURS = {
+    "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"],
+    "zh": ["零", "一", "两", "三", "四", "五", "六", "七", "八", "九", "十", "十一"],
+}
+FIELDS = {"en": ("name", "place", "day", "time", "people"), "zh": ("姓名", "餐厅", "日期", "时间", "人数")}
+PLACES_ZH = (
+    "灯影|竹影|望江|银杏|翠玉|桂香|海湾|枫林|明月|听雨|青松|荷风|柳岸|石桥|幽兰|云水",
+    "居|小厨|台|园|楼|轩|坊|阁",
+)
+BOOKING = {
+    "en": {
+        "name": r"(?:under the name|This is|My name is|Hello,|record\.) ([A-Z][a-z]+)(?:\.| would| here)",
+        "place": r"the ([A-Z]\w+ [A-Z]\w+)",
+        "day": r"(\w+day)",
+        "time": r"(half past )?(\w+) in the (\w+)",
+        "people": r"\b(?:table for|There are|, for) (\w+)(?: of us| at the|\.|,|, please)",
+    },
+    "zh": {
+        "name": r"(?:名字写|我叫|用|这里是|记录。(?=..要在))(..)(?:。|，|的名字|要在)",
+        "place": rf"((?:{PLACES_ZH[0]})(?:{PLACES_ZH[1]}))",
+        "day": r"(?:周|星期|礼拜)([一二三四五六日天])",
+        "time": r"(上午|下午|晚上)(十一|.)点(半?)",
+        "people": r"([一两三四五六七八九])(?:个人|位|人)",
+    },
+}
+
+
+def solve_booking(text, language):
+    """The record, as a set of the one text that it is."""
+    found = {}
+    for field, pattern in BOOKING[language].items():
+        (found[field],) = set(re.findall(pattern, text))
+    first, hour, last = found["time"]
+    half, part = (first, last) if language == "en" else (last, first)
+    clock = f"{HOURS[language].index(hour)}:{'30' if half else '00'}"
+    found["time"] = f"{clock} {'am' if part == 'morning' else 'pm'}" if language == "en" else part + clock
+    if language == "zh":
+        found["day"] = "周" + found["day"].replace("天", "日")
+    found["people"] = HOURS[language].index(found["people"])
+    record = {word: found[key] for word, key in zip(FIELDS[language], BOOKING[language], strict=True)}
+    return {json.dumps(record, ensure_ascii=False)}

@@ -1,4 +1,7 @@
-"""What is learned from a conversation: published masks, 5,000 random conversations, what the original loses."""
+"""What is learned from a conversation: published masks, 5,000 random conversations.
+
+What the original loses is in test_upstream_defects.py.
+"""
 
 import html.parser
 import json
@@ -11,9 +14,9 @@ import pytest
 from aquila2_tut import assets, cli
 from aquila2_tut.chat import TemplateError, get_template, template_names
 from aquila2_tut.data import DataError, MaskReport, encode_conversation, mask_report
-from aquila2_tut.data.masking import conversation_turns, mask_pieces, show_in_terminal
+from aquila2_tut.data.masking import mask_pieces, show_in_terminal
 from aquila2_tut.show import show_mask
-from aquila2_tut.tokenizer import encode_trusted, load_tokenizer
+from aquila2_tut.tokenizer import load_tokenizer
 
 COLOURS = ("What are the three primary colors?", "The three primary colors are red, blue, and yellow.")
 SIGHTS = ("北京的十大景点是什么?", "天安门广场、故宫、颐和园。")
@@ -53,7 +56,7 @@ def trained(encoded):
     ],
 )
 def test_masks_are_those_measured_with_the_original(template, texts, first, last, length):
-    """The original also learns the space at 41 of the last row; see the comparison with it below."""
+    """The original also learns the space at 41 of the last row; see test_upstream_defects.py."""
     encoded = encode_conversation(sample(*texts), tokenizer_of("Aquila2-7B"), template)
     assert trained(encoded) == list(range(first, last + 1))
     assert len(encoded["input_ids"]) == len(encoded["labels"]) == length
@@ -124,78 +127,6 @@ def test_control_tokens_in_the_ids_are_the_templates_own(name):
         return [index for index in ids if index in control]
 
     assert count("".join(tokenizer.all_special_tokens)) == count("word")
-
-
-# The original's way
-
-
-def original_labels(turns, tokenizer, name):
-    """The original's rule: cut the string at "</s>" and each part at the answer's marker, count the tokens of both.
-
-    Where the counts do not add up to those of the whole, no label is left.
-    """
-    template = get_template(name)
-    text = template.render(turns)
-    ids = encode_trusted(tokenizer, text)
-    marker = template.human[1] + (template.gpt[0].rstrip() if name == "aquila" else template.gpt[0])
-    labels, counted = [], 0
-    for part in text.split("</s>"):
-        asked_and_answer = part.split(marker)
-        if len(asked_and_answer) != 2:
-            break
-        asked = len(encode_trusted(tokenizer, asked_and_answer[0] + marker))
-        answer = len(encode_trusted(tokenizer, asked_and_answer[1])) + 1
-        labels += [-100] * asked + ids[counted + asked : counted + asked + answer]
-        counted += asked + answer
-    return labels if counted == len(ids) else [-100] * len(ids)
-
-
-def keeps(turns, name):
-    """Whether (the original, this module) learns anything from a conversation."""
-    tokenizer = tokenizer_of("Aquila2-7B")
-    ours = encode_conversation(sample(*(text for _, text in turns)), tokenizer, name)["labels"]
-    return any(label != -100 for label in original_labels(turns, tokenizer, name)), any(label != -100 for label in ours)
-
-
-TWO = ("aquila-v1", "aquila-v2", "aquila", "aquila-legacy")  # it refuses aquila-chat, and has no chatml
-
-
-@pytest.mark.parametrize("name", TWO)
-def test_the_original_loses_conversations_that_end_with_a_question(name):
-    turns = [("human", SIGHTS[0]), ("gpt", SIGHTS[1])]
-    assert keeps(turns, name) == (True, True)
-    assert keeps([*turns, ("human", "谢谢")], name) == (False, True)
-
-
-def test_the_original_loses_english_in_aquila_legacy():
-    english = [("human", COLOURS[0]), ("gpt", COLOURS[1])]
-    assert keeps(english, "aquila-legacy") == (False, True)
-    assert all(keeps(english, name) == (True, True) for name in TWO[:3])
-    tokenizer = tokenizer_of("Aquila2-7B")
-    merged = encode_trusted(tokenizer, get_template("aquila-legacy").render(english))
-    apart = encode_conversation(sample(*COLOURS), tokenizer, "aquila-legacy")["input_ids"]
-    assert (len(merged), len(apart)) == (57, 58)
-
-
-def test_the_original_loses_answers_that_contain_the_separator():
-    turns = [("human", "Write the marker."), ("gpt", "It is ###Assistant: and a colon.")]
-    assert keeps(turns, "aquila") == (False, True)
-
-
-@pytest.mark.parametrize("name", TWO)
-def test_where_the_original_keeps_labels_they_are_these(name):
-    tokenizer = tokenizer_of("Aquila2-7B")
-    compared = 0
-    for texts in (COLOURS, SIGHTS, COLOURS + SIGHTS, SIGHTS + COLOURS, SIGHTS * 3):
-        turns = conversation_turns(sample(*texts))
-        theirs = original_labels(turns, tokenizer, name)
-        if not any(label != -100 for label in theirs):
-            continue
-        ours = encode_conversation(sample(*texts), tokenizer, name)
-        same = [at for at, pair in enumerate(zip(theirs, ours["labels"], strict=True)) if pair[0] != pair[1]]
-        assert all(name == "aquila" and tokenizer.decode(ours["input_ids"][at]) == " " for at in same)
-        compared += 1
-    assert compared >= (2 if name == "aquila-legacy" else 5)
 
 
 # Cutting, errors

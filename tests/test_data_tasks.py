@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 import regex
-from task_solvers import SOLVERS, animal_facts, kin_facts, singular, sum_facts
+from task_solvers import SOLVERS, animal_facts, kin_facts, singular, solve_booking, sum_facts
 
 from aquila2_tut import assets, cli
 from aquila2_tut.data import (
@@ -121,6 +121,33 @@ def check_kinship(instance, steps):
             asked = f"{told} Who is {x} to {y}?" if english else f"{told}。{x}是{y}的谁？"
             assert SOLVERS["kinship"](asked, instance.language) == {term}
     assert term == instance.answer
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_record_of_a_booking_says_what_the_request_says(language):
+    instances = some("booking", language, "train", 1500) + some("booking", language, "test", 500)
+    for instance in instances:
+        assert solve_booking(instance.question, language) == {instance.answer}, instance
+    answers = Counter(instance.answer for instance in instances)
+    assert answers.most_common(1)[0][1] <= 2, "no answer can be guessed"
+
+
+def test_no_booking_of_the_test_is_trained_on():
+    sides: list[set] = [set(), set()]
+    for side_, split in zip(sides, ("train", "test"), strict=True):
+        side_.update(tuple(json.loads(i.answer).values()) for i in some("booking", "en", split, 5000))
+    assert not sides[0] & sides[1]
+    for english, chinese in zip(some("booking", "en", "test", 50), some("booking", "zh", "test", 50), strict=True):
+        one, other = ([*json.loads(instance.answer).values()] for instance in (english, chinese))
+        assert one[4] == other[4]
+        assert ENGLISH[other[0]] == one[0]
+
+
+def test_a_record_counts_as_json():
+    instance = Instance("booking", "en", "?", '{"name": "Ben", "people": 4}', "", "id")
+    assert is_correct(instance, ' {"people":4,\n"name":"Ben"} ')
+    for wrong in ('{"name": "Ben", "people": "4"}', '{"name": "Ben"}', "name Ben people 4", "", "null"):
+        assert not is_correct(instance, wrong)
 
 
 # --- the split ---

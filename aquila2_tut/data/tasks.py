@@ -1,4 +1,4 @@
-"""Tasks that generate themselves: deduction, induction, kinship, arithmetic, translation, the next line.
+"""Tasks that generate themselves: deduction, induction, kinship, arithmetic, booking, translation, the next line.
 
 A world is thrown with dice; its key (what it holds, in no language and no order) says whether it belongs to training
 or test; and it is told in English or Chinese. So the two sides have no story in common, whatever the seed, the order or
@@ -15,6 +15,7 @@ from typing import Any
 
 import regex
 
+from aquila2_tut.data import tasks_booking as booking
 from aquila2_tut.data import tasks_facts as facts
 from aquila2_tut.data import tasks_kinship as kinship
 from aquila2_tut.data import tasks_pairs as pairs
@@ -69,12 +70,14 @@ class Task:
         key: a world -> what decides on which side of the split it is.
         tell: (world, language, dice) -> question, answer, reasoning.
         needs_material: whether worlds are taken out of something.
+        same: (output, answer) -> whether an output says the answer, where there is nothing to explain.
     """
 
     worlds: Callable[[Random, Material | None], Iterator[Any]]
     key: Callable[[Any], object]
     tell: Callable[[Any, str, Random], Told]
     needs_material: bool = False
+    same: Callable[[str, str], bool] = pairs.same
 
 
 def _endless(draw: Callable[[Random], Any]) -> Callable[[Random, Material | None], Iterator[Any]]:
@@ -90,6 +93,9 @@ TASKS: dict[str, Task] = {
     "babi16": Task(_endless(facts.draw_colours), facts.key_of_colours, facts.tell_colours),
     "kinship": Task(_endless(kinship.draw_family), kinship.key_of_family, kinship.tell_family),
     "arithmetic": Task(_endless(facts.draw_sum), facts.key_of_sum, facts.tell_sum),
+    "booking": Task(
+        _endless(booking.draw_booking), booking.key_of_booking, booking.tell_booking, same=booking.same_record
+    ),
     "translate-en-zh": Task(pairs.to_chinese, pairs.key_of_passage, pairs.tell_to_chinese, True),
     "translate-zh-en": Task(pairs.to_english, pairs.key_of_passage, pairs.tell_to_english, True),
     "next-line": Task(pairs.next_lines, pairs.key_of_passage, pairs.tell_next_line, True),
@@ -163,11 +169,12 @@ def extract_answer(text: str, language: str) -> str:
 def is_correct(instance: Instance, output: str) -> bool:
     """Whether a model's output gives the answer.
 
-    A number counts if it is the last one said. Elsewhere the answer must stand alone, but for case, punctuation,
+    A record must be the same JSON, a translation or a line of a poem the same words. A number counts if it is the last
+    one said. Elsewhere the answer must stand alone, but for case, punctuation,
     an article, a plural, or a synonym such as 祖父 for 爷爷.
     """
     if not instance.reasoning:
-        return pairs.bare(output.strip()) == pairs.bare(instance.answer)
+        return TASKS[instance.task].same(output.strip(), instance.answer)
     given = extract_answer(output, instance.language)
     if instance.answer.isdigit():
         return regex.findall(r"(?<!\d)-?\d+", given.replace(",", ""))[-1:] == [instance.answer]

@@ -32,6 +32,11 @@ def bare(line: str) -> str:
     return regex.sub(r"[\p{P}\p{Z}\p{C}\p{S}]", "", line.casefold()) or line
 
 
+def same(given: str, wanted: str) -> bool:
+    """Whether two sentences are the same but for that."""
+    return bare(given) == bare(wanted)
+
+
 # --- translation ---
 
 

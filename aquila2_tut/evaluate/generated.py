@@ -21,7 +21,7 @@ from aquila2_tut.data import TASKS, Instance, generate, is_correct
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate, bootstrap, wilson
 
-REASONING = tuple(name for name, task in TASKS.items() if not task.needs_material)
+REASONING = ("babi15", "babi16", "kinship", "arithmetic")
 
 
 def held_out(task: str, language: str, count: int, seed: int = 0) -> list[Instance]:

@@ -29,6 +29,7 @@ from .training_plots import (
     plot_schedules,
     plot_sweep,
 )
+from .tuning_plots import plot_methods
 
 __all__ = [
     "label",
@@ -42,6 +43,7 @@ __all__ = [
     "plot_layer_errors",
     "plot_losses",
     "plot_memory_needs",
+    "plot_methods",
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",

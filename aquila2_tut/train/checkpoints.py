@@ -34,7 +34,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     staging = unfinished(target)
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
+        _make(staging, target)
         yield staging
         for file in [*staging.rglob("*"), staging]:
             _to_disk(file)
@@ -45,6 +45,15 @@ def written_whole(target: Path) -> Iterator[Path]:
         raise TrainError(f"the disk is full, {target} could not be written. {last_good(target.parent)}") from error
     _replace(staging, target)
     _to_disk(target.parent)
+
+
+def _make(staging: Path, target: Path) -> None:
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        if _is_full(error, target.parent):
+            raise
+        raise TrainError(f"{target} cannot be made: {error.strerror}; name another folder") from None
 
 
 def unfinished(target: Path) -> Path:

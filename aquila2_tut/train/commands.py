@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from ..terminal import add_common
+from .checkpoints import checkpoints
 from .errors import TrainError
 from .recipe import load_recipe, read_recipe
 
@@ -97,7 +99,14 @@ def run_finetune(
     if options.dry_run:
         print(*dry_run(recipe, opener, text["tag"], memory()), sep="\n")
         return 0
-    target = finetune(recipe, options.out or f"runs/{Path(options.recipe).stem}", opener, text["tag"])
+    folder = Path(options.out or f"runs/{Path(options.recipe).stem}")
+    try:
+        target = finetune(recipe, folder, opener, text["tag"])
+    except KeyboardInterrupt:
+        found = checkpoints(folder)
+        words = text["interrupted"].format(checkpoint=found[-1]) if found else text["interrupted_early"]
+        print(f"\n{words}", file=sys.stderr)
+        raise
     if os.environ.get("RANK", "0") == "0":
         print(target)
     return 0
@@ -106,7 +115,7 @@ def run_finetune(
 def _change(pair: str) -> tuple[str, Any]:
     """`key=value`, the value as in a recipe."""
     key, equals, value = pair.partition("=")
-    if not equals:
+    if not equals or not key.strip():
         raise TrainError(f"--set {pair}: key=value is needed, such as --set learning_rate=1e-4")
     try:
         return key.strip(), "" if not value else yaml.safe_load(value)

@@ -28,7 +28,7 @@ from .pretrain import write_log
 from .recipe import claim, load_recipe, refuse_faults
 from .tuner import Tuner
 from .tuning import Tuning, world_size
-from .tuning_data import tuning_data
+from .tuning_data import data_files, tuning_data
 
 WORDS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
 
@@ -69,6 +69,7 @@ def finetune(recipe: Tuning | str | Path, folder: str | Path, opener: Opener, la
         LoaderError: there is no such base model.
     """
     recipe, folder = as_recipe(recipe), Path(folder)
+    data_files(recipe)  # before a base model of many gigabytes is fetched
     loader = open_base(recipe, opener)
     template, tokenizer = choose_template(recipe, loader.name), loader.get_tokenizer()
     check_length(recipe, loader.config)

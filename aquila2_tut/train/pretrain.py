@@ -27,7 +27,7 @@ from .errors import TrainError
 from .recipe import Run, arguments, claim
 from .trainer import Aquila2Trainer
 
-LOGGED = ("step", "num_input_tokens_seen", "loss", "learning_rate", "grad_norm", "eval_loss")
+LOGGED = ("step", "num_input_tokens_seen", "loss", "learning_rate", "grad_norm", "eval_loss", "eval_right")
 
 
 @dataclass(frozen=True)

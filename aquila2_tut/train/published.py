@@ -1,10 +1,14 @@
-"""How the real Aquila2 models were pretrained: what is published, and what follows from it by arithmetic."""
+"""Figures that a notebook cannot measure itself: how the real Aquila2 models were pretrained, by what is published and
+by arithmetic; and what three methods of fine-tuning reach with three seeds, as a script in `benchmarks/` found it."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
+
+from .errors import TrainError
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,22 @@ def published_runs() -> dict[str, PublishedRun]:
     """The runs of `published.json`, by model."""
     rows = json.loads(resources.files(__package__).joinpath("published.json").read_text(encoding="utf-8"))["runs"]
     return {row["model"]: PublishedRun(**row) for row in rows}
+
+
+def measured_methods(model: str) -> dict[str, Any]:
+    """Full fine-tuning, LoRA and Q-LoRA of a small model, measured by `benchmarks/finetune_methods.py`.
+
+    Args:
+        model: "smollm2".
+
+    Returns:
+        The conditions; and of each method: trainable parameters, held-out loss in nats and share of right answers (mean
+        and 95 % interval over the seeds), median seconds a step, peak bytes in all and beyond the loaded model, runs.
+
+    Raises:
+        TrainError: a model that was not measured.
+    """
+    rows = json.loads(resources.files(__package__).joinpath("methods.json").read_text(encoding="utf-8"))
+    if model not in rows:
+        raise TrainError(f"the methods were not measured on {model!r}; known: {', '.join(rows)}")
+    return rows[model]

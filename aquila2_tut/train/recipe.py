@@ -78,6 +78,8 @@ def read_recipe(name_or_file: str | Path) -> tuple[Path, dict[str, Any]]:
         raise TrainError(f"no recipe {name_or_file}: neither a file nor one of {', '.join(known)}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise TrainError(f"{file}: no text in UTF-8: {error}") from None
     except yaml.YAMLError as error:
         raise TrainError(f"{file}: no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -121,7 +123,13 @@ def refuse_faults(recipe: Run, places: Mapping[str, str] | None = None, elsewher
 def _lines(file: Path) -> dict[str, str]:
     """Where each field of a recipe stands."""
     root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    return {str(key.value): f"{file}, line {key.start_mark.line + 1}" for key, _ in root.value}
+    places: dict[str, str] = {}
+    for key, _ in root.value:
+        place = f"{file}, line {key.start_mark.line + 1}"
+        if str(key.value) in places:
+            raise TrainError(f"{place}: {key.value} is set a second time; keep one of the two")
+        places[str(key.value)] = place
+    return places
 
 
 def _checked(kind: type[Run], content: dict[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _checked(kind: type[Run], content: dict[str, Any], places: Mapping[str, str]
     known, good = dataclasses.asdict(kind()), {}
     for name, value in content.items():
         if name not in known:
-            raise TrainError(f"{places[name]}: there is no field {name!r}; known: {', '.join(known)}")
+            raise TrainError(f"{places[str(name)]}: there is no field {name!r}; known: {', '.join(known)}")
         expected = type(known[name])
         good[name] = tuple(value) if isinstance(value, list) else _number(value) if expected is float else value
         also = {"model": dict}.get(name, int if expected is float else expected)
@@ -193,6 +201,13 @@ def _schedule(run: Run) -> dict[str, Any]:
     raise TrainError(f"schedule: {run.schedule!r} is neither cosine nor linear")
 
 
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainError(f"{file}: no JSON: {error}; give another folder, or remove this one") from None
+
+
 def claim(folder: Path, recipe: Run, **more: Any) -> None:
     """Makes a folder that of one recipe.
 
@@ -206,9 +221,12 @@ def claim(folder: Path, recipe: Run, **more: Any) -> None:
     """
     content, file = dataclasses.asdict(recipe) | more, folder / "recipe.json"
     if file.is_file():
-        return refuse_other_settings(folder, json.loads(file.read_text(encoding="utf-8")), content)
-    folder.mkdir(parents=True, exist_ok=True)
+        return refuse_other_settings(folder, _settings(file), content)
     fresh = folder / "recipe.json.new"
-    fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-    os.replace(fresh, file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        os.replace(fresh, file)
+    except OSError as error:
+        raise TrainError(f"{folder} cannot be written to: {error.strerror}; name another folder") from None
     return None

@@ -29,9 +29,12 @@ from ..data.masking import IGNORED
 from ..terminal import printable
 from .checkpoints import last_good
 from .errors import TrainError
+from .loss import head_loss
 from .trainer import Aquila2Trainer
 from .tuning import Tuning, tuning_arguments
 from .tuning_data import TuningData, show_batch
+
+_JUDGED_AT_ONCE = 256  # tokens: as many rows of logits
 
 
 class Tuner(Aquila2Trainer):
@@ -130,22 +133,30 @@ class Tuner(Aquila2Trainer):
     # --- held-out loss -----------------------------------------------------------------------------------------------
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **options: Any) -> EvalLoopOutput:
-        """As Trainer's, but every token counts the same; there it is every row, however little of it is learned."""
-        self._sum = torch.zeros(2, dtype=torch.float64)
+        """As Trainer's, but every token counts the same; there it is every row, however little of it is learned.
+
+        Beside the loss it gives `right`, the share of conversations of which every learned token was the likeliest one:
+        a greedy decoder would have given the answer word by word.
+        """
+        self._sum = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **options)
-        total, count = self.accelerator.reduce(self._sum.to(self.args.device, torch.float32)).tolist()
-        output.metrics[f"{metric_key_prefix}_loss"] = total / max(1, count)
+        sums = self.accelerator.reduce(self._sum.to(self.args.device, torch.float32))
+        loss, tokens, right, conversations = sums.tolist()
+        output.metrics[f"{metric_key_prefix}_loss"] = loss / max(1, tokens)
+        output.metrics[f"{metric_key_prefix}_right"] = right / max(1, conversations)
         return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
-        """The mean loss of a batch; adds it to the sum."""
+        """The mean loss of a batch; adds it to the sums."""
         inputs = self._prepare_inputs(inputs)
+        judge = Judge()
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs).detach()
+            loss = model(**inputs, head_loss=judge, use_cache=False).loss
+        right = judge.right(inputs)
         count = int((inputs["labels"] != IGNORED).sum())
-        self._sum += torch.tensor([float(loss) * count, count], dtype=torch.float64)
+        self._sum += torch.tensor([float(loss) * count, count, sum(right), len(right)], dtype=torch.float64)
         return loss, None, None
 
     # --- what is kept ------------------------------------------------------------------------------------------------
@@ -158,6 +169,32 @@ class Tuner(Aquila2Trainer):
                 # Left to itself peft asks a hub on the network whether the vocabulary has grown.
                 options = {"state_dict": state_dict, "save_embedding_layers": False}
                 self.model.save_pretrained(output_dir or self.args.output_dir, **options)
+
+
+class Judge:
+    """The loss of a batch that is evaluated, and which of its labelled tokens are the likeliest ones."""
+
+    def __call__(self, head: nn.Module, hidden: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """A model calls it in its forward pass, see `aquila2_tut.train.loss.head_loss`."""
+        tokens = (labels != IGNORED).nonzero().flatten()
+        self.hits = torch.ones_like(labels, dtype=torch.bool)
+        for some in tokens.split(_JUDGED_AT_ONCE):
+            self.hits[some] = head(hidden[some]).argmax(-1) == labels[some]
+        return head_loss(head, hidden, labels, num_items_in_batch)
+
+    def right(self, batch: Mapping[str, Tensor]) -> list[bool]:
+        """For each conversation of the batch with anything to learn whether all of it was right.
+
+        Args:
+            batch: its `labels` and `document_ids`, (B, T).
+        """
+        labelled = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED
+        rows = torch.arange(len(labelled), device=labelled.device)[:, None].expand_as(labelled)
+        named = torch.stack((rows[labelled], batch["document_ids"][labelled]))
+        names, which = named.unique(dim=1, return_inverse=True)
+        wrong = torch.zeros(names.shape[1], dtype=torch.bool, device=labelled.device)
+        wrong[which[~self.hits.view_as(labelled)[labelled]]] = True
+        return (~wrong).tolist()
 
 
 @contextlib.contextmanager

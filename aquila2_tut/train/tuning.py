@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -133,11 +134,15 @@ class Tuning(Run):
         not_below = ("steps", "warmup", "neftune", "eval_every", "patience", "ask_every", "save_every", "weight_decay")
         for field in (*above_zero, "log_every", *not_below, "lora_plus", "clip"):
             value, least = getattr(self, field), "above 0" if field in (*above_zero, "log_every") else "0 or above"
-            if not value >= 0 or (value == 0 and least == "above 0"):
+            if not 0 <= value < math.inf or (value == 0 and least == "above 0"):
                 yield field, f"must be {least}, not {value!r}"
         for field in ("eval_share", "dropout", "final_share"):
             if not 0 <= getattr(self, field) < 1:
                 yield field, f"must be 0 or above and below 1, not {getattr(self, field)!r}"
+        if len(self.betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
+            yield "betas", f"two numbers of 0 or above and below 1 are needed, not {list(self.betas)!r}"
+        if not 0 <= self.seed < 2**32:
+            yield "seed", f"must be 0 or above and below 2**32, not {self.seed!r}"
 
     def _wrong_pairs(self) -> Iterator[tuple[str, str]]:
         for field in ("also_train", "rslora", "dora", "lora_plus"):

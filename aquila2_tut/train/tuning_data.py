@@ -58,10 +58,12 @@ def tuning_data(recipe: Tuning, tokenizer: PreTrainedTokenizerBase, template: Te
         DataError: a sample that is wrong, with its file and line.
         TrainError: a file that is not there, or nothing to learn.
     """
-    files = [_file("data", recipe.data)] + ([_file("eval_data", recipe.eval_data)] if recipe.eval_data else [])
+    files = data_files(recipe)
     train, held_out = _split([list(read_conversations(file)) for file in files], recipe)
     encoded = [_Encoded.of(part, tokenizer, template, recipe.length) for part in (train, held_out)]
     for name, part in zip(("data", "eval_data"), encoded, strict=True):
+        if not train and recipe.eval_share:
+            raise TrainError(f"eval_share: all conversations of {recipe.data} are held out: give more, or set it to 0")
         if not part.samples and (name == "data" or recipe.evaluates):
             raise TrainError(
                 f"{name}: no conversation is left to learn from: give more, or raise length={recipe.length}"
@@ -78,13 +80,23 @@ def tuning_data(recipe: Tuning, tokenizer: PreTrainedTokenizerBase, template: Te
     )
 
 
+def data_files(recipe: Tuning) -> list[Path]:
+    """The file to learn from and, if there is one, that to be evaluated on: one's own, or one of the book's samples.
+
+    Raises:
+        TrainError: one of them is not there.
+    """
+    return [_file(field, getattr(recipe, field)) for field in ("data", "eval_data") if getattr(recipe, field)]
+
+
 def _file(field: str, name: str) -> Path:
-    """A file of one's own, or one of the book's samples."""
-    own = (shipped("samples") or Path()) / name
-    file = Path(name).expanduser() if Path(name).expanduser().is_file() else own
-    if not file.is_file():
-        raise TrainError(f"{field}: there is no file {name}")
-    return file
+    own, sample = Path(name).expanduser(), (shipped("samples") or Path()) / name
+    if own.is_dir():
+        raise TrainError(f"{field}: {name} is a folder, and a file of conversations is needed")
+    if not own.is_file() and not sample.is_file():
+        option = "--data FILE" if field == "data" else "--set eval_data=FILE"
+        raise TrainError(f"{field}: there is no file {name} here in {Path.cwd()}: name yours with {option}")
+    return own if own.is_file() else sample
 
 
 def _split(files: list[list[Any]], recipe: Tuning) -> tuple[list[Any], list[Any]]:
