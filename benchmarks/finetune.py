@@ -8,7 +8,9 @@ conversations are packed as fit, one row a step, which is about four conversatio
 Each side has a process of its own and they take turns, round by round. A round of the first table is a set of
 conversations once through Trainer; one of the second, some steps of 4 x 128 tokens that all have a label. What is
 printed are medians, of the ratios too, and CPU seconds beside them, which hardly depend on who else computes. Memory is
-resident memory at its highest, as the kernel counts it. Before all that both sides' losses and gradients are compared.
+resident memory at its highest, as the kernel counts it, and the same less what the process held when the model was
+loaded; in the first table the peer's longest batch decides it, in the second both sides compute the same tokens. Before
+all that both sides' losses and gradients are compared.
 
     python benchmarks/finetune.py [--quick] [--methods lora full] [--rounds 5] [--threads 2] [--save]
 """
@@ -46,6 +48,7 @@ PEER, OURS = SIDES = ("transformers", "ours")
 MODEL, SEED, AT_ONCE = "SmolLM2-135M", 42, 4
 MADE = ("babi15", "babi16", "kinship", "arithmetic")
 STEPS, ROWS, WIDTH = 3, 4, 128  # of a round of the second table
+GRADIENTS_OF = 16  # conversations
 
 
 # --- what is learned ---
@@ -113,7 +116,15 @@ def begin(name: str, method: str, threads: int) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    changes = {"batch_size": 1, "steps": 0, "save_every": 10**6, "eval_share": 0.0, "eval_data": "", "eval_every": 0}
+    changes = {
+        "batch_size": 1,
+        "steps": 0,
+        "save_every": 10**6,
+        "dropout": 0.0,
+        "eval_share": 0.0,
+        "eval_data": "",
+        "eval_every": 0,
+    }
     recipe = replace(load_recipe(Tuning, f"smollm2-{method}"), **changes, ask=(), log_every=1)
     loader = open_base(recipe, lambda *a, **o: AutoLoader(*a, **o, local_files_only=True))
     model = loader.get_model()
@@ -252,13 +263,13 @@ def batches(file: Path, number: int) -> dict[str, Any]:
 
 
 def loss_and_gradients(everything: Path, some: Path, out: Path) -> dict[str, float]:
-    """The mean loss over all labelled tokens of a file; and the gradients of another one, written to `out`."""
+    """The mean loss over all labelled tokens of a file; and the gradients of some of another, written to `out`."""
     import torch
     from safetensors.torch import save_file
 
     with torch.no_grad():
         mean = sum(float(loss) for loss in losses(samples(everything)))
-    for loss in losses(samples(some)):
+    for loss in losses(samples(some)[:GRADIENTS_OF]):
         loss.backward()
     found = {"loss": mean, "labelled": labelled(samples(everything))}
     gradients = {name: p.grad.contiguous() for name, p in HERE.model.named_parameters() if p.grad is not None}
