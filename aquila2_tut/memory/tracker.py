@@ -135,6 +135,14 @@ class Tracker(TorchDispatchMode):
         else:
             self._relabel(known[1], label)
 
+    def begin(self) -> None:
+        """Begins the step that is told of: what came before only has to be there."""
+        for allocation in self.allocations:
+            allocation.birth = 0
+        self.allocations = [allocation for allocation in self.allocations if allocation.death is None]
+        self.moments, self.work = [Moment("", "before", self.live, "")], [Work(0, 0)]
+        self.stage = "forward"
+
     def hold(self, size: int, label: str, op: str) -> Allocation:
         """Counts bytes that are no tensor's, such as a library's buffers, until `release`."""
         allocation = Allocation(self.grain(size), len(self.moments), label, op=op, stage=self.stage)
@@ -190,8 +198,14 @@ class Tracker(TorchDispatchMode):
 
     def _now(self) -> str:
         if self.stage == "forward" and torch._C._current_graph_task_id() != -1:
-            return "recompute" if self._inside else "backward"
+            return "recompute" if self._forward_code else "backward"
         return self.stage
+
+    @property
+    def _forward_code(self) -> bool:
+        """Whether, within a backward pass, a layer runs forward again. A function with a backward of its own has no
+        gradients enabled in its forward pass; the module around it tells then."""
+        return torch.is_grad_enabled() or self._inside > 0
 
     def _first_label(self, x: Tensor, stage: str) -> str:
         if self.vocab_size and x.ndim > 1 and x.shape[-1] == self.vocab_size:
@@ -199,7 +213,7 @@ class Tracker(TorchDispatchMode):
         return "optimizer" if stage == "optimizer" else "workspace"
 
     def _line(self) -> str:
-        node = torch._C._current_autograd_node() if not self._inside else None
+        node = None if self._forward_code else torch._C._current_autograd_node()
         if node is not None:
             line = self._lines.get(node._sequence_nr(), "")
             return line or (_line_of(sys._getframe(2)))
@@ -236,9 +250,9 @@ class Tracker(TorchDispatchMode):
             for parameter in model.parameters()
             if parameter.requires_grad
         ]
-        for layer in _layers(model):
-            hooks.append(layer.register_forward_pre_hook(lambda *_: self._enter(1)))
-            hooks.append(layer.register_forward_hook(lambda *_: self._enter(-1), always_call=True))
+        for part in _parts(model):
+            hooks.append(part.register_forward_pre_hook(lambda *_: self._enter(1)))
+            hooks.append(part.register_forward_hook(lambda *_: self._enter(-1), always_call=True))
         try:
             yield
         finally:
@@ -286,8 +300,10 @@ def stored_beside(parameter: Tensor) -> list[Tensor]:
     return [part for part in parts if isinstance(part, Tensor)]
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "gradient_checkpointing") and hasattr(module, "mlp")]
+def _parts(model: nn.Module) -> list[nn.Module]:
+    """What layers consist of; the layers themselves are not called a second time, only their `forward`."""
+    layers = (module for module in model.modules() if hasattr(module, "gradient_checkpointing") and hasattr(module, "mlp"))
+    return [part for layer in layers for part in layer.children()]
 
 
 def _line_of(frame: FrameType | None) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..model.costs import has_values
+from ..model.costs import device_kind, has_values
 from ..model.layers import Linear, product
 from .errors import TrainError
 
@@ -41,7 +41,7 @@ class _Job(NamedTuple):
 
     def chunks(self) -> tuple[Tensor, ...]:
         """The tokens in chunks of equal size: an eighth of them, but not too few and not too many."""
-        budget = (_CPU_CHUNK if self.hidden.is_cpu else _GPU_CHUNK) // (4 * len(self.weight))
+        budget = (_CPU_CHUNK if device_kind(self.hidden) == "cpu" else _GPU_CHUNK) // (4 * len(self.weight))
         at_once = max(1, min(budget, max(_FEW_TOKENS, len(self.tokens) // 8)))
         chunks = max(1, -(-len(self.tokens) // at_once))
         return self.tokens.split(max(1, -(-len(self.tokens) // chunks)))

@@ -1,0 +1,216 @@
+"""A training step rehearsed: the real code on tensors without numbers, every byte of it counted.
+
+A 70B model takes no memory here and half a minute. What the rehearsal cannot see stands beside it with its source: the
+CUDA context, the buffers of a library that is not called, and the workspace of kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..config import Aquila2Config
+from .setting import Setting, setting
+from .stage import CUDA_WORKSPACE, as_on_cuda, empty_model, extra_flops, furnish
+from .step import make_batch, make_optimizer, train_step
+from .tracker import Allocation, Moment, Tracker
+
+# What a process holds before its first tensor, since kernels are loaded when they are first called: "around 400 MB".
+# Source: pytorch/pytorch#109888 (2023-09, CUDA 11.7 and later). It differs by card and driver, by 100 MB or so.
+CUDA_CONTEXT = 400_000_000
+# cuBLAS works in two pieces of 4 MiB and eight of 16 KiB, from Hopper on in 32 MiB.
+# Source: aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
+_CUBLAS, _CUBLAS_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
+# Elements of a bucket, of which there are two where sending overlaps with computing.
+# Source: A2:finetune/ds_zero2.config (3e8); DeepSpeed 0.10.2, stage_1_and_2.py, `backward`: ipg_buffer.
+ZERO_BUCKET, ZERO_BUCKETS = 300_000_000, 2
+# Parameters that ZeRO-3 leaves gathered. Source: DeepSpeed, zero/config.py, stage3_max_live_parameters.
+ZERO3_LIVE = 1_000_000_000
+# Share of what a data sheet promises that is reached on average.
+# Source: FlagPerf, fine-tuning Aquila2-7B on 8 A800: 51.3 % of the peak.
+EFFICIENCY = 0.5
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it; bytes and seconds of one card.
+
+    Args:
+        setting: what was rehearsed.
+        allocated_bytes: the most that tensors and buffers took at one time.
+        breakdown: label -> bytes at that time; and the CUDA context.
+        peak_op: the operator at which it was, its stage and its line.
+        peak_at: its number.
+        flops: floating-point operations of a step, those of recomputing included.
+        moved_bytes: inputs and results of all operators, none of them fused.
+        least_seconds: what a step takes if every operator reaches the card's peak.
+        top: the ten largest allocations at the peak.
+        timeline: one moment for each operator.
+    """
+
+    setting: Setting
+    allocated_bytes: int
+    breakdown: dict[str, int]
+    peak_op: Moment
+    peak_at: int
+    flops: int
+    moved_bytes: int
+    least_seconds: float
+    top: list[Allocation]
+    timeline: list[Moment]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the process takes, the CUDA context included; what fragmentation adds is not."""
+        return self.allocated_bytes + CUDA_CONTEXT
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is there on the card."""
+        return self.peak_bytes <= self.setting.card.usable
+
+    @property
+    def seconds_per_step(self) -> float:
+        """At `EFFICIENCY` of what each operator could reach."""
+        return self.least_seconds / EFFICIENCY
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one card."""
+        return self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
+
+    def possible_in(self, seconds: float) -> bool:
+        """Whether the arithmetic alone could be done in so many seconds, were the card's peak reached throughout."""
+        return self.flops / self.setting.card.flops <= seconds
+
+    def to_json(self) -> str:
+        """All of it but the timeline."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found |= {name: getattr(self, name) for name in ("peak_bytes", "fits", "seconds_per_step", "tokens_per_second")}
+        del found["timeline"]
+        found["peak_op"] = self.peak_op._asdict()
+        found["setting"] = {**dataclasses.asdict(self.setting), "model": self.setting.name}
+        found["top"] = [dataclasses.asdict(allocation) for allocation in self.top]
+        return json.dumps(found, indent=1, ensure_ascii=False)
+
+
+def rehearse(
+    model: str | Aquila2Config = "AquilaChat2-7B",
+    method: str = "qlora",
+    batch_size: int = 4,
+    seq_len: int = 2048,
+    gpu: str = "A100-80G",
+    recipe: str = "default",
+    **changes: Any,
+) -> Rehearsal:
+    """Rehearses a step of training.
+
+    Args:
+        model: a preset's name, or a configuration.
+        method: "full", "lora" or "qlora".
+        batch_size: rows on each card.
+        seq_len: tokens a row.
+        gpu: a key of `GPUS`.
+        recipe: "default", this book's; "upstream", that of the original README.
+        changes: fields of `Setting` to set otherwise.
+
+    Raises:
+        RehearsalError: a setting that makes no sense, or peft or bitsandbytes is missing.
+    """
+    fields = {"model": model, "method": method, "batch_size": batch_size, "seq_len": seq_len, "gpu": gpu}
+    return rehearse_setting(setting(recipe, **fields, **changes))
+
+
+def rehearse_setting(wanted: Setting) -> Rehearsal:
+    """Rehearses a setting, see `rehearse`."""
+    return _result(wanted, tracked(wanted))
+
+
+def tracked(wanted: Setting) -> Tracker:
+    """The account of a rehearsal."""
+    shared = wanted.gpus if wanted.strategy else 1
+    share = {"gradients": shared, "optimizer": shared}
+    if wanted.strategy in ("zero3", "fsdp2"):
+        share["weights"] = shared
+    tracker = Tracker(wanted.config.vocab_size, workspace=CUDA_WORKSPACE, share=share, flops=extra_flops())
+    model = empty_model(wanted)
+    with FakeTensorMode(), as_on_cuda(model, wanted.autocast):
+        furnish(model, _like)
+        with tracker.watching(model), tracker:
+            _hold_unseen(wanted, tracker, model)
+            tracker.stage = "optimizer"
+            optimizer = make_optimizer(wanted, model)
+            tracker.begin()
+            train_step(wanted, model, make_batch(wanted), optimizer, lambda stage: _stage(wanted, tracker, model, stage))
+    return tracker
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype)
+
+
+def _hold_unseen(wanted: Setting, tracker: Tracker, model: nn.Module) -> None:
+    hopper = wanted.card.capability >= (9, 0)
+    tracker.hold(_CUBLAS_HOPPER if hopper else _CUBLAS, "workspace", "cuBLAS")
+    if gathered := gathered_bytes(wanted):
+        tracker.hold(gathered, "buckets", "gathered weights")
+
+
+def gathered_bytes(wanted: Setting) -> int:
+    """Weights that are whole on a card for a while, though each card keeps only its share."""
+    config, each = wanted.config, wanted.dtype.itemsize
+    if wanted.strategy == "zero3":
+        return min(ZERO3_LIVE, config.parameter_count) * each
+    if wanted.strategy == "fsdp2":  # a layer and the next one; the tables stay from the forward pass to the backward
+        tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+        return (tables + 2 * (config.parameter_count - tables) // config.num_hidden_layers) * each
+    return 0
+
+
+def bucket_bytes(wanted: Setting, trained: int) -> int:
+    """Buffers in which gradients travel: two of DeepSpeed's, or copies of all of them.
+
+    Args:
+        wanted: the setting.
+        trained: parameters that are trained.
+    """
+    if wanted.gpus == 1 or wanted.strategy == "fsdp2":
+        return 0
+    each = wanted.trained_dtype.itemsize
+    return (ZERO_BUCKETS * ZERO_BUCKET if wanted.strategy else trained) * each
+
+
+def _stage(wanted: Setting, tracker: Tracker, model: nn.Module, stage: str) -> None:
+    """DeepSpeed makes its buckets when the backward pass begins, and again for the next one."""
+    if stage == "backward":
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        tracker.hold(bucket_bytes(wanted, trained), "buckets", "communication")
+    else:
+        tracker.stage = stage
+
+
+def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
+    peak = tracker.peak
+    alive, labels = tracker.at(peak), Counter()
+    for allocation in alive:
+        labels[allocation.label] += allocation.bytes
+    card = wanted.card
+    return Rehearsal(
+        setting=wanted,
+        allocated_bytes=tracker.moments[peak].bytes,
+        breakdown={**dict(labels.most_common()), "context": CUDA_CONTEXT},
+        peak_op=tracker.moments[peak],
+        peak_at=peak,
+        flops=sum(work.flops for work in tracker.work),
+        moved_bytes=sum(work.moved for work in tracker.work),
+        least_seconds=sum(card.least_seconds(*work) for work in tracker.work),
+        top=alive[:10],
+        timeline=tracker.moments,
+    )
