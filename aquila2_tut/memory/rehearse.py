@@ -141,7 +141,7 @@ def tracked(wanted: Setting) -> Tracker:
         share["weights"] = shared
     tracker = Tracker(wanted.config.vocab_size, workspace=CUDA_WORKSPACE, share=share, flops=extra_flops())
     model = empty_model(wanted)
-    with FakeTensorMode(), as_on_cuda(model, wanted.autocast):
+    with FakeTensorMode(), as_on_cuda(model, wanted):
         furnish(model, _like)
         with tracker.watching(model), tracker:
             _hold_unseen(wanted, tracker, model)

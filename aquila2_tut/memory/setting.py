@@ -35,6 +35,7 @@ class Setting:
         adapters: of the adapters, the same. Where what is trained is in half precision, the optimizer keeps a copy in
             float32, as DeepSpeed does.
         autocast: whether products are cast by torch's autocast; if not, everything is in the type of the weights.
+        fused_norms: whether torch has a kernel for the norm, as it has on CUDA since 2.9.
         checkpointing: whether what is in a layer is computed a second time.
         loss: "chunked", this book's; "plain", transformers' today; "shifted", transformers' in 2023, which copies the
             logits in float32 without the last token of each row.
@@ -53,6 +54,7 @@ class Setting:
     weights: str = "bfloat16"
     adapters: str = "float32"
     autocast: bool = True
+    fused_norms: bool = True
     checkpointing: bool = True
     loss: str = "chunked"
     optimizer: str = "adamw"
@@ -138,6 +140,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "weights": "float16",
         "adapters": "float16",
         "autocast": False,
+        "fused_norms": False,
         "loss": "shifted",
         "gpus": 8,
         "strategy": "zero2",

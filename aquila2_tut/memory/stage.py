@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.initialization import no_init_weights
 
 from ..config import Aquila2Config
@@ -124,20 +125,45 @@ def _four_bits(parameter: nn.Parameter, make: Callable[[Tensor], Tensor]) -> nn.
 # --- the device ------------------------------------------------------------------------------------------------------
 
 
+class _NormKernel(torch.autograd.Function):
+    """RMSNorm as its CUDA kernel allocates: the result, and one number a token for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+
+def _fused_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
+    return _NormKernel.apply(x, weight)
+
+
 @contextlib.contextmanager
-def as_on_cuda(model: nn.Module, autocast: bool) -> Iterator[None]:
+def as_on_cuda(model: nn.Module, wanted: Setting) -> Iterator[None]:
     """Within the block a model on the CPU takes the ways that it would take on CUDA.
 
+    The norm has a kernel of its own there, which keeps its input and one number a token; on a CPU torch computes it
+    from parts, as code did everywhere before there was that kernel. peft asks CUDA, and not the CPU, about autocast.
+
     Args:
-        model: its layers of peft's are told what peft would ask CUDA.
-        autocast: whether it runs under autocast.
+        model: prepared.
+        wanted: tells of autocast and norms.
     """
-    if autocast:
-        for module in model.modules():
-            if type(module).__module__ == "peft.tuners.lora.bnb":
-                module.cast_input_dtype_enabled = False
-    with standing_for("cuda"):
-        yield
+    for module in model.modules():
+        if wanted.autocast and type(module).__module__ == "peft.tuners.lora.bnb":
+            module.cast_input_dtype_enabled = False
+    composed = F.rms_norm
+    F.rms_norm = _fused_rms_norm if wanted.fused_norms else composed
+    try:
+        with standing_for("cuda"):
+            yield
+    finally:
+        F.rms_norm = composed
 
 
 def _attention_backward_bytes(func: Any, args: tuple, out: Any) -> int:
