@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..config import Aquila2Config
+from .allocator import reserved_bytes
 from .setting import Setting, setting
 from .stage import CUDA_WORKSPACE, as_on_cuda, empty_model, extra_flops, furnish
 from .step import make_batch, make_optimizer, train_step
@@ -25,6 +26,8 @@ from .tracker import Allocation, Moment, Tracker
 # What a process holds before its first tensor, since kernels are loaded when they are first called: "around 400 MB".
 # Source: pytorch/pytorch#109888 (2023-09, CUDA 11.7 and later). It differs by card and driver, by 100 MB or so.
 CUDA_CONTEXT = 400_000_000
+# What a group of more than two processes takes to talk: 688 MB. Source: NVIDIA/nccl#964 (2023-08, four A100, NVLink).
+NCCL = 688_000_000
 # cuBLAS works in two pieces of 4 MiB and eight of 16 KiB, from Hopper on in 32 MiB.
 # Source: aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
 _CUBLAS, _CUBLAS_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
@@ -53,6 +56,9 @@ class Rehearsal:
         least_seconds: what a step takes if every operator reaches the card's peak.
         top: the ten largest allocations at the peak.
         timeline: one moment for each operator.
+        reserved_bytes: what the caching allocator has taken from the card after some steps, by its own rules; more than
+            is allocated, as blocks do not fit into each other. It gives back what it can before it gives up, so that a
+            run that does not fit by this figure may still run, slowly.
     """
 
     setting: Setting
@@ -65,11 +71,12 @@ class Rehearsal:
     least_seconds: float
     top: list[Allocation]
     timeline: list[Moment]
+    reserved_bytes: int
 
     @property
     def peak_bytes(self) -> int:
-        """The most memory that the process takes, the CUDA context included; what fragmentation adds is not."""
-        return self.allocated_bytes + CUDA_CONTEXT
+        """The most memory that the process takes, with the CUDA context and NCCL's buffers, without fragmentation."""
+        return self.allocated_bytes + outside_bytes(self.setting)
 
     @property
     def fits(self) -> bool:
@@ -187,6 +194,11 @@ def bucket_bytes(wanted: Setting, trained: int) -> int:
     return (ZERO_BUCKETS * ZERO_BUCKET if wanted.strategy else trained) * each
 
 
+def outside_bytes(wanted: Setting) -> int:
+    """What a process takes outside of torch's allocator."""
+    return CUDA_CONTEXT + (NCCL if wanted.gpus > 1 else 0)
+
+
 def _stage(wanted: Setting, tracker: Tracker, model: nn.Module, stage: str) -> None:
     """DeepSpeed makes its buckets when the backward pass begins, and again for the next one."""
     if stage == "backward":
@@ -205,7 +217,7 @@ def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
     return Rehearsal(
         setting=wanted,
         allocated_bytes=tracker.moments[peak].bytes,
-        breakdown={**dict(labels.most_common()), "context": CUDA_CONTEXT},
+        breakdown={**dict(labels.most_common()), "context": outside_bytes(wanted)},
         peak_op=tracker.moments[peak],
         peak_at=peak,
         flops=sum(work.flops for work in tracker.work),
@@ -213,4 +225,5 @@ def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
         least_seconds=sum(card.least_seconds(*work) for work in tracker.work),
         top=alive[:10],
         timeline=tracker.moments,
+        reserved_bytes=reserved_bytes(tracker.allocations, len(tracker.moments)),
     )

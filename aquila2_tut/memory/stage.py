@@ -143,12 +143,17 @@ def _fused_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: floa
     return _NormKernel.apply(x, weight)
 
 
+def _fused_dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return torch.native_dropout(x, p, training)[0] if p and training else x
+
+
 @contextlib.contextmanager
 def as_on_cuda(model: nn.Module, wanted: Setting) -> Iterator[None]:
     """Within the block a model on the CPU takes the ways that it would take on CUDA.
 
     The norm has a kernel of its own there, which keeps its input and one number a token; on a CPU torch computes it
-    from parts, as code did everywhere before there was that kernel. peft asks CUDA, and not the CPU, about autocast.
+    from parts, as code did everywhere before there was that kernel. Dropout keeps a byte a number there. peft asks
+    CUDA, and not the CPU, about autocast.
 
     Args:
         model: prepared.
@@ -157,13 +162,13 @@ def as_on_cuda(model: nn.Module, wanted: Setting) -> Iterator[None]:
     for module in model.modules():
         if wanted.autocast and type(module).__module__ == "peft.tuners.lora.bnb":
             module.cast_input_dtype_enabled = False
-    composed = F.rms_norm
-    F.rms_norm = _fused_rms_norm if wanted.fused_norms else composed
+    composed, F.dropout = (F.rms_norm, F.dropout), _fused_dropout
+    F.rms_norm = _fused_rms_norm if wanted.fused_norms else F.rms_norm
     try:
         with standing_for("cuda"):
             yield
     finally:
-        F.rms_norm = composed
+        F.rms_norm, F.dropout = composed
 
 
 def _attention_backward_bytes(func: Any, args: tuple, out: Any) -> int:
