@@ -22,20 +22,8 @@ from .setting import Setting, setting
 from .stage import CUDA_WORKSPACE, as_on_cuda, empty_model, extra_flops, furnish
 from .step import make_batch, make_optimizer, train_step
 from .tracker import Allocation, Moment, Tracker
+from .unseen import bucket_bytes, cublas_bytes, gathered_bytes, outside_bytes
 
-# What a process holds before its first tensor, since kernels are loaded when they are first called: "around 400 MB".
-# Source: pytorch/pytorch#109888 (2023-09, CUDA 11.7 and later). It differs by card and driver, by 100 MB or so.
-CUDA_CONTEXT = 400_000_000
-# What a group of more than two processes takes to talk: 688 MB. Source: NVIDIA/nccl#964 (2023-08, four A100, NVLink).
-NCCL = 688_000_000
-# cuBLAS works in two pieces of 4 MiB and eight of 16 KiB, from Hopper on in 32 MiB.
-# Source: aten/src/ATen/cuda/CublasHandlePool.cpp, parseChosenWorkspaceSize.
-_CUBLAS, _CUBLAS_HOPPER = 2 * 4096 * 1024 + 8 * 16 * 1024, 32 * 1024 * 1024
-# Elements of a bucket, of which there are two where sending overlaps with computing.
-# Source: A2:finetune/ds_zero2.config (3e8); DeepSpeed 0.10.2, stage_1_and_2.py, `backward`: ipg_buffer.
-ZERO_BUCKET, ZERO_BUCKETS = 300_000_000, 2
-# Parameters that ZeRO-3 leaves gathered. Source: DeepSpeed, zero/config.py, stage3_max_live_parameters.
-ZERO3_LIVE = 1_000_000_000
 # Share of what a data sheet promises that is reached on average.
 # Source: FlagPerf, fine-tuning Aquila2-7B on 8 A800: 51.3 % of the peak.
 EFFICIENCY = 0.5
@@ -151,7 +139,7 @@ def tracked(wanted: Setting) -> Tracker:
     with FakeTensorMode(), as_on_cuda(model, wanted):
         furnish(model, _like)
         with tracker.watching(model), tracker:
-            _hold_unseen(wanted, tracker, model)
+            _hold_unseen(wanted, tracker)
             tracker.stage = "optimizer"
             optimizer = make_optimizer(wanted, model)
             tracker.begin()
@@ -163,47 +151,17 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype)
 
 
-def _hold_unseen(wanted: Setting, tracker: Tracker, model: nn.Module) -> None:
-    hopper = wanted.card.capability >= (9, 0)
-    tracker.hold(_CUBLAS_HOPPER if hopper else _CUBLAS, "workspace", "cuBLAS")
+def _hold_unseen(wanted: Setting, tracker: Tracker) -> None:
+    tracker.hold(cublas_bytes(wanted), "workspace", "cuBLAS")
     if gathered := gathered_bytes(wanted):
         tracker.hold(gathered, "buckets", "gathered weights")
-
-
-def gathered_bytes(wanted: Setting) -> int:
-    """Weights that are whole on a card for a while, though each card keeps only its share."""
-    config, each = wanted.config, wanted.dtype.itemsize
-    if wanted.strategy == "zero3":
-        return min(ZERO3_LIVE, config.parameter_count) * each
-    if wanted.strategy == "fsdp2":  # a layer and the next one; the tables stay from the forward pass to the backward
-        tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
-        return (tables + 2 * (config.parameter_count - tables) // config.num_hidden_layers) * each
-    return 0
-
-
-def bucket_bytes(wanted: Setting, trained: int) -> int:
-    """Buffers in which gradients travel: two of DeepSpeed's, or copies of all of them.
-
-    Args:
-        wanted: the setting.
-        trained: parameters that are trained.
-    """
-    if wanted.gpus == 1 or wanted.strategy == "fsdp2":
-        return 0
-    each = wanted.trained_dtype.itemsize
-    return (ZERO_BUCKETS * ZERO_BUCKET if wanted.strategy else trained) * each
-
-
-def outside_bytes(wanted: Setting) -> int:
-    """What a process takes outside of torch's allocator."""
-    return CUDA_CONTEXT + (NCCL if wanted.gpus > 1 else 0)
 
 
 def _stage(wanted: Setting, tracker: Tracker, model: nn.Module, stage: str) -> None:
     """DeepSpeed makes its buckets when the backward pass begins, and again for the next one."""
     if stage == "backward":
-        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        tracker.hold(bucket_bytes(wanted, trained), "buckets", "communication")
+        if size := bucket_bytes(wanted, sum(p.numel() for p in model.parameters() if p.requires_grad)):
+            tracker.hold(size, "buckets", "communication")
     else:
         tracker.stage = stage
 

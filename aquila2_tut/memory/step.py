@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.nn import functional as F
 
 from ..quant.backends import need
@@ -69,16 +70,24 @@ def make_optimizer(wanted: Setting, model: nn.Module) -> Optimizer:
     """The optimizer of a setting, with its states: in a run they are there from the second step on."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if wanted.optimizer == "adamw-8bit":
-        need("bitsandbytes")
-        from bitsandbytes.optim import AdamW8bit
-
-        optimizer = AdamW8bit(trained)
+        optimizer = _in_eight_bits(trained)
     else:
         optimizer = Masters(trained) if wanted.keeps_masters else torch.optim.AdamW(trained, fused=True)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
+    return optimizer
+
+
+def _in_eight_bits(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    need("bitsandbytes")
+    from bitsandbytes.optim import AdamW8bit
+
+    with unset_fake_temporarily():  # it computes its levels, for which it needs numbers
+        optimizer = AdamW8bit(trained)
+    if isinstance(trained[0], FakeTensor):
+        optimizer.name2qmap = {name: torch.empty(256) for name in optimizer.name2qmap}
     return optimizer
 
 
