@@ -223,6 +223,8 @@ class _Sizes:
             hidden = hidden if self.wanted.fused_norms else 4 * self.tokens * self.width
             hidden += self.tokens * self.width * self.product if self.full else 0
         casts = self.cast_weights * (self.layers * self.layer if self.wanted.checkpointing else 0)
+        if self.wanted.loss != "chunked":
+            casts += self.cast_weights * self.table
         if self.wanted.loss == "plain" and casts:  # they are gone in the backward pass; before it, the logits are fewer
             before = (8 + self.product) * every
             logits, casts = max((before, casts), (logits, 0), key=sum)

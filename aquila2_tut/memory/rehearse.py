@@ -138,13 +138,38 @@ def tracked(wanted: Setting) -> Tracker:
     model = empty_model(wanted)
     with FakeTensorMode(), as_on_cuda(model, wanted):
         furnish(model, _like)
-        with tracker.watching(model), tracker:
-            _hold_unseen(wanted, tracker)
-            tracker.stage = "optimizer"
-            optimizer = make_optimizer(wanted, model)
-            tracker.begin()
-            train_step(wanted, model, make_batch(wanted), optimizer, lambda stage: _stage(wanted, tracker, model, stage))
+        follow(wanted, model, tracker, unseen=True)
     return tracker
+
+
+def follow(wanted: Setting, model: nn.Module, tracker: Tracker, unseen: bool = False) -> None:
+    """Runs a step of a setting under a tracker.
+
+    Args:
+        wanted: the setting.
+        model: of tensors with or without numbers.
+        tracker: gets the account of the step; the optimizer's states are there when it begins.
+        unseen: whether the buffers of libraries that are not called count too.
+    """
+    with tracker.watching(model), tracker:
+        if unseen:
+            _hold_unseen(wanted, tracker)
+        tracker.stage = "optimizer"
+        optimizer = make_optimizer(wanted, model)
+        tracker.begin()
+
+        def stage(name: str) -> None:
+            if name == "optimizer":
+                tracker.stage = name
+            elif unseen and (size := bucket_bytes(wanted, trained_parameters(model))):
+                tracker.hold(size, "buckets", "communication")  # DeepSpeed makes them when the backward pass begins
+
+        train_step(wanted, model, make_batch(wanted), optimizer, stage)
+
+
+def trained_parameters(model: nn.Module) -> int:
+    """How many parameters are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _like(x: Tensor) -> Tensor:
@@ -155,15 +180,6 @@ def _hold_unseen(wanted: Setting, tracker: Tracker) -> None:
     tracker.hold(cublas_bytes(wanted), "workspace", "cuBLAS")
     if gathered := gathered_bytes(wanted):
         tracker.hold(gathered, "buckets", "gathered weights")
-
-
-def _stage(wanted: Setting, tracker: Tracker, model: nn.Module, stage: str) -> None:
-    """DeepSpeed makes its buckets when the backward pass begins, and again for the next one."""
-    if stage == "backward":
-        if size := bucket_bytes(wanted, sum(p.numel() for p in model.parameters() if p.requires_grad)):
-            tracker.hold(size, "buckets", "communication")
-    else:
-        tracker.stage = stage
 
 
 def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
