@@ -192,7 +192,13 @@ class _Sizes:
         """Bytes a token of what one layer keeps beside its input: turned queries and keys, values, the attention's
         result with a float32 a head, the sum after it, gate and up."""
         attention = self.product * (2 * self.queries + 2 * self.keys) + 4 * self.config.num_attention_heads
-        return attention + self.between * self.width + 2 * self.product * self.ffn + self.adapter_inputs + self.linear_inputs
+        return (
+            attention
+            + self.between * self.width
+            + 2 * self.product * self.ffn
+            + self.adapter_inputs
+            + self.linear_inputs
+        )
 
     @property
     def cast_weights(self) -> int:

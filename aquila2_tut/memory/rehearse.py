@@ -44,7 +44,7 @@ class Rehearsal:
         least_seconds: what a step takes if every operator reaches the card's peak.
         top: the ten largest allocations at the peak.
         timeline: one moment for each operator.
-        reserved_bytes: what the caching allocator has taken from the card after some steps, by its own rules; more than
+        reserved_bytes: as `peak_bytes`, with all that the caching allocator has taken, by its own rules; more than
             is allocated, as blocks do not fit into each other. It gives back what it can before it gives up, so that a
             run that does not fit by this figure may still run, slowly.
     """
@@ -199,5 +199,5 @@ def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
         least_seconds=sum(card.least_seconds(*work) for work in tracker.work),
         top=alive[:10],
         timeline=tracker.moments,
-        reserved_bytes=reserved_bytes(tracker.allocations, len(tracker.moments)),
+        reserved_bytes=reserved_bytes(tracker.allocations, len(tracker.moments)) + outside_bytes(wanted),
     )

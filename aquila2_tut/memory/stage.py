@@ -113,7 +113,9 @@ def _four_bits(parameter: nn.Parameter, make: Callable[[Tensor], Tensor]) -> nn.
         def wide(*size: int) -> Tensor:
             return numbers.new_empty(size, dtype=torch.float32)
 
-        nested = QuantState(wide(-(-scales // SCALES_BLOCK)), code=wide(256), blocksize=SCALES_BLOCK, dtype=torch.float32)
+        nested = QuantState(
+            wide(-(-scales // SCALES_BLOCK)), code=wide(256), blocksize=SCALES_BLOCK, dtype=torch.float32
+        )
         options = {"blocksize": _BLOCK, "quant_type": "nf4", "offset": wide(), "state2": nested}
         absmax = numbers.new_empty(scales, dtype=torch.uint8)
         state = QuantState(absmax, numbers.shape, wide(16), dtype=numbers.dtype, **options)

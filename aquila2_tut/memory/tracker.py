@@ -302,7 +302,9 @@ def stored_beside(parameter: Tensor) -> list[Tensor]:
 
 def _parts(model: nn.Module) -> list[nn.Module]:
     """What layers consist of; the layers themselves are not called a second time, only their `forward`."""
-    layers = (module for module in model.modules() if hasattr(module, "gradient_checkpointing") and hasattr(module, "mlp"))
+    layers = (
+        module for module in model.modules() if hasattr(module, "gradient_checkpointing") and hasattr(module, "mlp")
+    )
     return [part for layer in layers for part in layer.children()]
 
 
