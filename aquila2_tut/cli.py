@@ -186,6 +186,25 @@ def _merge(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+# --- memory ---
+
+
+def _rehearse(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_rehearse(rest, text)
+    return outcome[0]
+
+
+def _plan(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_plan(rest, text)
+    return outcome[0]
+
+
 # --- quantization ---
 
 
@@ -391,8 +410,10 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "data": _data,
     "finetune": _finetune,
     "merge": _merge,
+    "plan": _plan,
     "pretrain": _pretrain,
     "quantize": _quantize,
+    "rehearse": _rehearse,
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from aquila2_tut.memory.allocator import CachingAllocator, reserved_bytes
 from aquila2_tut.memory.formula import formula_of
 from aquila2_tut.memory.hardware import GPUS
 from aquila2_tut.memory.measure import MemoryCallback, difference, measured_step
-from aquila2_tut.memory.rehearse import follow, rehearse_setting
+from aquila2_tut.memory.rehearse import follow
 from aquila2_tut.memory.setting import Setting, setting
 from aquila2_tut.memory.stage import empty_model, extra_flops, furnish
 from aquila2_tut.memory.tracker import Tracker
@@ -232,7 +233,8 @@ def test_the_trainer_is_measured(tmp_path):
     torch.manual_seed(0)
     model, ids = Aquila2ForCausalLM(MODELS["narrow"]), list(range(3, 35))
     callback = MemoryCallback(step=2)
-    rows = [Row(ids, ids, [1] * 32)] * 8 if hasattr(Row, "_fields") else [{"input_ids": ids, "labels": ids}] * 8
+    row = Row(np.array(ids, np.int32), np.array(ids, np.int32), np.ones(32, np.int32))
+    rows = [row] * 8
     run = Run(steps=3, batch_size=2, precision="float32")
     args = arguments(run, tmp_path, disable_tqdm=True, save_strategy="no", report_to="none", use_cpu=True)
     trainer = Aquila2Trainer(model, args, rows, callbacks=[callback])
