@@ -141,11 +141,12 @@ def _lines(found: Rehearsal, made: list[Change], text: dict[str, str]) -> Iterat
 
 
 def _timeline(found: Rehearsal) -> str:
-    """The most that is alive in each seventieth of the step, as a row of bars."""
-    sizes, most = [moment.bytes for moment in found.timeline], found.allocated_bytes
+    """The most that is alive in each part of the step, from the least to the most of all, as a row of bars."""
+    sizes = [moment.bytes for moment in found.timeline]
+    least, most = min(sizes), found.allocated_bytes
     step = len(sizes) / _COLUMNS
     parts = (sizes[int(i * step) : max(int(i * step) + 1, int((i + 1) * step))] for i in range(_COLUMNS))
-    return "".join(_LEVELS[round(max(part) / most * (len(_LEVELS) - 1))] for part in parts)
+    return "".join(_LEVELS[round((max(part) - least) / max(1, most - least) * (len(_LEVELS) - 1))] for part in parts)
 
 
 def _peak_mark(found: Rehearsal) -> str:
@@ -156,7 +157,7 @@ def _peak_mark(found: Rehearsal) -> str:
 def _top(found: Rehearsal) -> Iterator[str]:
     for one in found.top:
         shape = " x ".join(map(str, one.shape))
-        yield f"  {_gb(one.bytes)}  {one.label:12}{shape:22}{one.op:44}{one.line}"
+        yield f"  {_gb(one.bytes)}  {one.label:12}{shape:22}{one.op}  {one.line}"
 
 
 def _change_line(change: Change, text: dict[str, str]) -> str:

@@ -232,8 +232,8 @@ class _Sizes:
         if self.wanted.loss != "chunked":
             casts += self.cast_weights * self.table
         if self.wanted.loss == "plain" and casts:  # they are gone in the backward pass; before it, the logits are fewer
-            before = (8 + self.product) * every
-            logits, casts = max((before, casts), (logits, 0), key=sum)
+            before = (8 + self.product) * every  # the head's is kept
+            logits, casts = max((before, casts), (logits, self.cast_weights * self.table), key=sum)
         buckets = 0 if self.wanted.loss == "chunked" else bucket_bytes(self.wanted, self.trained)
         kept = {"activations": self.kept(self.layers) + hidden, "cast weights": casts}
         return {**kept, "logits": logits + head, "buckets": buckets}
@@ -252,7 +252,8 @@ class _Sizes:
         else:
             grads = 0 if first else self.gradients(self.trained)
         # The gradient of gate times up, times up, and times the derivative of silu; or the weights of a map as numbers.
-        moving = max(3 * wide, wide + self._dequantized(), self._wide_adapter() * n)
+        # Where all weights learn, the input of the last map was kept too, and is gone by then.
+        moving = max((2 if self.full else 3) * wide, wide + self._dequantized(), self._wide_adapter() * n)
         return {
             "activations": kept,
             "block": again + cast + n * self.between * self.width + moving,

@@ -104,8 +104,9 @@ class Setting:
         known = {"method": METHODS, "loss": LOSSES, "optimizer": OPTIMIZERS, "strategy": STRATEGIES, "gpu": tuple(GPUS)}
         for field, words in {**known, **dict.fromkeys(("precision", "weights", "adapters"), tuple(PRECISIONS))}.items():
             if (value := getattr(self, field)) not in words:
-                near = difflib.get_close_matches(str(value).lower(), words, 1, 0.3)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                spelled = {word.lower(): word for word in words}
+                near = difflib.get_close_matches(str(value).lower(), spelled, 1, 0.5)
+                hint = f"; did you mean {spelled[near[0]]}?" if near else ""
                 yield f"{field}: {value!r} is not one of {', '.join(filter(None, words))}{hint}"
         for field in _ABOVE_ZERO:
             value = getattr(self, field)

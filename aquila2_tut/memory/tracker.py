@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 LABELS = ("weights", "adapters", "gradients", "optimizer", "activations", "logits", "workspace", "buckets")
 _ROUNDED_TO = 512  # bytes: kMinBlockSize in c10/cuda/CUDACachingAllocator.cpp
 _FREE = {"prim.device.default", "aten.detach.default"}  # a question and a view, no work for a device
-_LIBRARIES = ("/torch/", "/memory/tracker.py", "<frozen", "/contextlib.py")
+_LIBRARIES = ("/torch/", "/memory/tracker.py", "<frozen", "/contextlib.py", "/bitsandbytes/")
 
 
 def rounded(size: int) -> int:
@@ -42,7 +42,7 @@ class Allocation:
         birth: number of the operator that made it; 0 for what was there before.
         death: number of the first operator that ran without it; None: it is still there.
         label: a member of `LABELS`.
-        op: the operator.
+        op: the operator; of what was there before, the name.
         stage: "before", "forward", "recompute", "backward" or "optimizer".
         line: file and line of the code that asked for it; in a backward pass, of its forward pass.
         shape: of the tensor that was returned.
@@ -126,11 +126,11 @@ class Tracker(TorchDispatchMode):
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
-    def adopt(self, tensor: Tensor, label: str) -> None:
-        """Counts a tensor that was there before, or corrects the label of one that is known."""
+    def adopt(self, tensor: Tensor, label: str, name: str = "") -> None:
+        """Counts a tensor that was there before, by its name, or corrects the label of one that is known."""
         known = self._alive.get(tensor.untyped_storage()._cdata)
         if known is None:
-            self._born(tensor, Allocation(0, len(self.moments) - 1, label, shape=tuple(tensor.shape)))
+            self._born(tensor, Allocation(0, len(self.moments) - 1, label, name, shape=tuple(tensor.shape)))
             self.moments[-1] = self.moments[-1]._replace(bytes=max(self.moments[-1].bytes, self.live))
         else:
             self._relabel(known[1], label)
@@ -239,12 +239,12 @@ class Tracker(TorchDispatchMode):
             model: its trained parameters are adapters if it has frozen ones too.
         """
         frozen = any(not parameter.requires_grad for parameter in model.parameters())
-        for parameter in model.parameters():
-            self.adopt(parameter, "adapters" if frozen and parameter.requires_grad else "weights")
-            for part in stored_beside(parameter):
-                self.adopt(part, "weights")
-        for buffer in model.buffers():
-            self.adopt(buffer, "weights")
+        for name, parameter in model.named_parameters():
+            self.adopt(parameter, "adapters" if frozen and parameter.requires_grad else "weights", name)
+            for part in _stored_beside(parameter):
+                self.adopt(part, "weights", name)
+        for name, buffer in model.named_buffers():
+            self.adopt(buffer, "weights", name)
         hooks = [
             parameter.register_post_accumulate_grad_hook(lambda p: self.adopt(p.grad, "gradients"))
             for parameter in model.parameters()
@@ -290,7 +290,7 @@ def _kept(moments: list[Moment]) -> list[int]:
     return out[::-1]
 
 
-def stored_beside(parameter: Tensor) -> list[Tensor]:
+def _stored_beside(parameter: Tensor) -> list[Tensor]:
     """What bitsandbytes keeps beside the codes of a matrix: scales, their scales, levels and the mean."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
