@@ -169,8 +169,12 @@ def _finetune(rest: list[str], text: dict[str, str]) -> int:
     with _told_errors() as outcome:
         from aquila2_tut import AutoLoader
         from aquila2_tut.loader import available_memory, pick_device
+        from aquila2_tut.memory.formula import tuning_memory
 
-        outcome[0] = commands.run_finetune(rest, text, AutoLoader, lambda: available_memory(pick_device("auto")))
+        def there() -> int | None:
+            return available_memory(pick_device("auto"))
+
+        outcome[0] = commands.run_finetune(rest, text, AutoLoader, there, tuning_memory)
     return outcome[0]
 
 

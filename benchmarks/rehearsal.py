@@ -33,7 +33,8 @@ def row(found: Rehearsal, *more: str) -> None:
     f = formula_of(w)
     print(
         f"{w.name:22}{w.method:6}{w.batch_size:2} x {w.seq_len:<5}{w.gpu:9}"
-        f"{found.peak_bytes / 1e9:7.2f} GB, reserved {found.reserved_bytes / 1e9:6.2f}, formula {f.peak_bytes / 1e9:6.2f} "
+        f"{found.peak_bytes / 1e9:7.2f} GB, reserved {found.reserved_bytes / 1e9:6.2f}, "
+        f"formula {f.peak_bytes / 1e9:6.2f} "
         f"({f.peak_bytes / found.peak_bytes - 1:+.2%} {f.moment}), {found.flops:.3e} FLOP, "
         f"{found.seconds_per_step:6.2f} s/step, {'fits' if found.fits else 'too large'}",
         *more,

@@ -23,8 +23,9 @@ from typing import Any
 from ..config import Aquila2Config
 from ..quant.sizes import linear_shapes, predicted_bytes
 from ..train.loss import chunk_size
-from ..train.tuning import PRECISIONS
-from .setting import Setting, setting
+from ..train.plan import TuningMemory
+from ..train.tuning import PRECISIONS, Tuning, world_size
+from .setting import Setting, setting, setting_of
 from .unseen import bucket_bytes, cublas_bytes, gathered_bytes, outside_bytes
 
 _MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -104,6 +105,22 @@ def formula_of(wanted: Setting) -> Formula:
     moments = {"loss": sizes.loss(), "first block": sizes.block(first=True), "last block": sizes.block(first=False)}
     moments["update"] = sizes.update()
     return Formula(wanted, {name: {**standing, **terms} for name, terms in moments.items()})
+
+
+def tuning_memory(recipe: Tuning, config: Aquila2Config, trainable: int) -> TuningMemory:
+    """What a run of `finetune` needs in each process, on a GPU.
+
+    Args:
+        recipe: how it goes.
+        config: of the base model.
+        trainable: parameters that are trained.
+    """
+    wanted = setting_of(recipe, config, world_size())
+    found, shared = formula_of(wanted), wanted.gpus if wanted.strategy else 1
+    weights = found.terms["weights"] + found.terms["gathered"]
+    states = 2 if "8bit" in recipe.optimizer else 8
+    trained = (0 if recipe.method == "full" else 4 * trainable) + (4 + states) * trainable // shared
+    return TuningMemory(weights, trained, max(0, found.allocated_bytes - weights - trained))
 
 
 class _Sizes:

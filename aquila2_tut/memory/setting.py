@@ -105,7 +105,8 @@ class Setting:
         for field, words in {**known, **dict.fromkeys(("precision", "weights", "adapters"), tuple(PRECISIONS))}.items():
             if (value := getattr(self, field)) not in words:
                 spelled = {word.lower(): word for word in words}
-                near = difflib.get_close_matches(str(value).lower(), spelled, 1, 0.5)
+                near = [word for word in spelled if word.startswith(str(value).lower())]
+                near = near or difflib.get_close_matches(str(value).lower(), spelled, 1, 0.5)
                 hint = f"; did you mean {spelled[near[0]]}?" if near else ""
                 yield f"{field}: {value!r} is not one of {', '.join(filter(None, words))}{hint}"
         for field in _ABOVE_ZERO:
@@ -167,6 +168,32 @@ def setting(recipe: str = "default", **fields: Any) -> Setting:
         raise RehearsalError(f"{strange[0]}: a setting has no such field; it has {', '.join(known)}")
     method = fields.get("method", Setting.method)
     return checked(Setting(**{**RECIPES[recipe], **_OF_METHOD.get((recipe, method), {}), **fields}))
+
+
+def setting_of(recipe: Tuning, config: Aquila2Config, processes: int = 1) -> Setting:
+    """A recipe of `finetune` as a setting.
+
+    Args:
+        recipe: how the run goes.
+        config: of the base model.
+        processes: how many there are.
+    """
+    return Setting(
+        model=config,
+        method=recipe.method,
+        batch_size=recipe.batch_size,
+        seq_len=recipe.length,
+        precision=recipe.precision,
+        weights="float32" if recipe.method == "full" else recipe.precision,
+        checkpointing=recipe.gradient_checkpointing,
+        loss="chunked" if recipe.chunked_loss else "plain",
+        optimizer="adamw-8bit" if "8bit" in recipe.optimizer else "adamw",
+        r=recipe.r,
+        targets=tuple(target.rpartition(".")[2] for target in recipe.targets),
+        dropout=recipe.dropout,
+        gpus=processes,
+        strategy=recipe.sharding,
+    )
 
 
 def checked(wanted: Setting) -> Setting:
