@@ -169,8 +169,12 @@ def _finetune(rest: list[str], text: dict[str, str]) -> int:
     with _told_errors() as outcome:
         from aquila2_tut import AutoLoader
         from aquila2_tut.loader import available_memory, pick_device
+        from aquila2_tut.memory.formula import tuning_memory
 
-        outcome[0] = commands.run_finetune(rest, text, AutoLoader, lambda: available_memory(pick_device("auto")))
+        def there() -> int | None:
+            return available_memory(pick_device("auto"))
+
+        outcome[0] = commands.run_finetune(rest, text, AutoLoader, there, tuning_memory)
     return outcome[0]
 
 
@@ -183,6 +187,25 @@ def _merge(rest: list[str], text: dict[str, str]) -> int:
 
         loader = AutoLoader("aquila2", model_name=options.base, model_dir=options.model_dir)
         print(merge_checkpoint(loader.path, options.adapter, options.out))
+    return outcome[0]
+
+
+# --- memory ---
+
+
+def _rehearse(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_rehearse(rest, text)
+    return outcome[0]
+
+
+def _plan(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_plan(rest, text)
     return outcome[0]
 
 
@@ -391,8 +414,10 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "data": _data,
     "finetune": _finetune,
     "merge": _merge,
+    "plan": _plan,
     "pretrain": _pretrain,
     "quantize": _quantize,
+    "rehearse": _rehearse,
 }
 
 

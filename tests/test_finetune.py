@@ -28,10 +28,11 @@ from aquila2_tut import Aquila2ForCausalLM, AutoLoader, cli, load_tokenizer
 from aquila2_tut.chat import get_template
 from aquila2_tut.data import collate, encode_conversation
 from aquila2_tut.data.conversations import read_conversations
+from aquila2_tut.memory.formula import tuning_memory
 from aquila2_tut.train import TrainError, Tuning, causal_loss, finetune, finetuning
 from aquila2_tut.train.checkpoints import UNFINISHED, checkpoints
 from aquila2_tut.train.finetuning import keep_four_bits, open_base, tunable
-from aquila2_tut.train.plan import dry_run, trainable_parameters, tuning_memory
+from aquila2_tut.train.plan import dry_run, trainable_parameters
 from aquila2_tut.train.recipe import FOLDER, load_recipe
 from aquila2_tut.train.tuner import Tuner
 from aquila2_tut.train.tuning import METHODS
@@ -192,7 +193,7 @@ def test_every_template_can_be_trained(base, data):
 
 def test_another_template_than_the_model_is_served_with_is_told():
     """Its 34B script trained aquila-v1 on a model that is asked in aquila-legacy."""
-    lines = dry_run(load_recipe(Tuning, "34b-lora", data="about_nano.jsonl"), AutoLoader)
+    lines = dry_run(load_recipe(Tuning, "34b-lora", data="about_nano.jsonl"), AutoLoader, tuning_memory)
     assert "careful, AquilaChat2-34B is served with aquila-legacy" in lines[2]
     assert "not on this machine" in lines[1] and "9,338,880 are trained" in lines[0]
 
