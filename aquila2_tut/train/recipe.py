@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -193,12 +193,13 @@ def _schedule(run: Run) -> dict[str, Any]:
     raise TrainError(f"schedule: {run.schedule!r} is neither cosine nor linear")
 
 
-def claim(folder: Path, recipe: Run, **more: Any) -> None:
+def claim(folder: Path, recipe: Run, free: Collection[str] = (), **more: Any) -> None:
     """Makes a folder that of one recipe.
 
     Args:
         folder: of the run.
         recipe: its recipe.
+        free: the fields that may be others when a run goes on.
         more: what else must be the same when a run goes on.
 
     Raises:
@@ -206,7 +207,8 @@ def claim(folder: Path, recipe: Run, **more: Any) -> None:
     """
     content, file = dataclasses.asdict(recipe) | more, folder / "recipe.json"
     if file.is_file():
-        return refuse_other_settings(folder, json.loads(file.read_text(encoding="utf-8")), content)
+        fixed = {name: value for name, value in content.items() if name not in free}
+        return refuse_other_settings(folder, json.loads(file.read_text(encoding="utf-8")), fixed)
     folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / "recipe.json.new"
     fresh.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
