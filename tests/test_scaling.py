@@ -4,11 +4,7 @@ Everything here runs on CPUs with gloo. The reference is the same run in one pro
 """
 
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tuning_runs import (
-    NANO,
     PLAIN,
-    free_port,
     run_noted,
     small_tuning,
     some_base,
@@ -26,10 +20,9 @@ from tuning_runs import (
     torchrun,
 )
 
-from aquila2_tut import AutoLoader, cli
-from aquila2_tut.train import TrainError, Tuning, finetune
+from aquila2_tut import AutoLoader
+from aquila2_tut.train import TrainError, finetune
 from aquila2_tut.train.checkpoints import checkpoints
-from aquila2_tut.train.recipe import FOLDER, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).with_name("tuning_runs.py")

@@ -123,7 +123,7 @@ def run_noted(base: Path, data: Path, folder: Path, changes: dict, dies_at: int 
             note.update(
                 split=sum(isinstance(p, DTensor) for p in parameters) / len(parameters),
                 weights=[own_bytes(parameters), sum(p.numel() * p.itemsize for p in parameters)],
-                states=own_bytes(self.optimizer.state_dict()["state"]),
+                states=own_bytes(self.optimizer.state_dict()),
             )
             super()._maybe_log_save_evaluate(*arguments, **options)
             if dies_at == self.state.global_step and rank == last - 1:

@@ -64,6 +64,18 @@ def whole(tensors: Any) -> Any:
     return pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tensors)
 
 
+def stored_once(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leaves out the second names of weights that have two: gathered, they have become two tensors.
+
+    Args:
+        model: whose embedding may be its head.
+        state: whole tensors by name.
+    """
+    names = {name for name, _ in model.named_parameters()}
+    second = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
+    return {name: tensor for name, tensor in state.items() if name not in second}
+
+
 def split_like(model: nn.Module, tensors: Any) -> Any:
     """Splits whole tensors as the weights of a model are split: by rows. Every process cuts out its own part.
 
