@@ -4,8 +4,12 @@ Everything here runs on CPUs with gloo. The reference is the same run in one pro
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +24,10 @@ from tuning_runs import (
     torchrun,
 )
 
-from aquila2_tut import AutoLoader
-from aquila2_tut.train import TrainError, finetune
+from aquila2_tut import Aquila2Config, AutoLoader
+from aquila2_tut.train import TrainError, Tuning, finetune
 from aquila2_tut.train.checkpoints import checkpoints
+from aquila2_tut.train.tuning import tuning_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKER = Path(__file__).with_name("tuning_runs.py")
@@ -195,7 +200,7 @@ def test_an_error_that_all_find_is_told_once(base, tmp_path):
     done = torchrun(2, *command(base, data, tmp_path))
     assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if line.startswith("aquila2-tut: ")]
-    assert len(told) == 1 and "wrong.jsonl" in told[0] and "line 1" in told[0]
+    assert len(told) == 1 and "wrong.jsonl:1: error" in told[0]
     ours = done.stderr.partition("torch/distributed/elastic")[0]
     assert "Traceback" not in ours
 
@@ -206,3 +211,74 @@ def test_what_rank_0_says_is_printed_once(base, data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("The first batch") == 1 and done.stderr.count("<|startofpiece|>") == 2
     assert done.stdout.strip() == str(tmp_path / "run" / "adapter")
+
+
+# --- several machines ------------------------------------------------------------------------------------------------
+
+
+def test_a_hostfile_of_two_machines(tmp_path):
+    """The ssh of this test runs the command here, so that both machines of the file are this one."""
+    ssh, hosts, asked = tmp_path / "bin" / "ssh", tmp_path / "hosts", tmp_path / "asked"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/usr/bin/env bash\necho "$1" >>"{asked}"\nexec bash -c "$2"\n')
+    ssh.chmod(0o755)
+    hosts.write_text("# two machines\n127.0.0.1 slots=1\nlocalhost slots=1\n")
+    settings = {
+        "PATH": f"{ssh.parent}{os.pathsep}{os.environ['PATH']}",
+        "HOSTFILE": str(hosts),
+        "MASTER_PORT": free_port(),
+        "RECIPE": "nano-lora",
+        "SHARDING": "fsdp2",
+        "CKPT_OUTPUT": str(tmp_path / "out put"),  # ssh's command line is read by a shell again
+        "EXPNAME": "x",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    changes = ["steps=2", "length=64", "batch_size=1", "ask=[]", "eval_share=0", "eval_every=0", "save_every=2"]
+    script = ["bash", str(ROOT / "finetune" / "7B" / "finetune_lora.sh"), "--set", *changes]
+    options = {"capture_output": True, "text": True, "check": False, "timeout": 200, "cwd": tmp_path}
+    done = subprocess.run(script, env={**os.environ, **settings}, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(asked.read_text().split()) == ["127.0.0.1", "localhost"]
+    folder = tmp_path / "out put" / "nano-lora-x"
+    assert done.stdout.strip() == str(folder / "adapter") and weights(folder)
+    assert json.loads((folder / "recipe.json").read_text())["rows_a_step"] == 2
+    assert len(list((folder / "checkpoint-2").glob("rng_state_?.pth"))) == 2
+
+
+# --- DeepSpeed -------------------------------------------------------------------------------------------------------
+
+WITHOUT = "DeepSpeed is not installed (on a machine without nvcc: DS_BUILD_OPS=0 pip install deepspeed)"
+
+
+@pytest.mark.parametrize(("sharding", "stage"), [("zero2", 2), ("zero3", 3)])
+def test_deepspeed_understands_the_shipped_files(tmp_path, monkeypatch, sharding, stage):
+    """Its own reader, with the fields that transformers fills in."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    pytest.importorskip("deepspeed", reason=WITHOUT)
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    for name in ("ACCELERATE_USE_DEEPSPEED", "TENSORBOARD_LOGGING_DIR"):
+        monkeypatch.setenv(name, "")  # the arguments set them for the whole process; this puts them back
+    recipe = Tuning(data="x", sharding=sharding, batch_size=4, accumulation=2, clip=0.5)
+    arguments = tuning_arguments(recipe, tmp_path)
+    config = arguments.hf_deepspeed_config
+    model = SimpleNamespace(config=Aquila2Config.preset("Aquila2-7B"))
+    config.trainer_config_finalize(arguments, model, 100)
+    assert "auto" not in json.dumps(config.config)
+    read = DeepSpeedConfig(config.config)
+    assert read.zero_config.stage == stage and read.bfloat16_config.enabled and read.gradient_clipping == 0.5
+    assert (read.train_batch_size, read.train_micro_batch_size_per_gpu) == (8, 4)
+
+
+@pytest.mark.parametrize(("sharding", "method"), [("zero2", "full"), ("zero2", "lora"), ("zero3", "full")])
+def test_deepspeed_in_two_processes_learns_what_one_alone_does(
+    base, data, tmp_path, ended, monkeypatch, sharding, method
+):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    pytest.importorskip("deepspeed", reason=WITHOUT)
+    done = in_two(base, data, tmp_path / "run", {"method": method, "sharding": sharding})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(ended[method][0], tmp_path / "run")

@@ -94,7 +94,7 @@ def torchrun(processes: int, *command: str, timeout: float = 200, **variables: s
     """Runs a file or a module (-m NAME) in several processes that know of each other."""
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     start += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    paths = os.pathsep.join([str(NANO.parent.parent), str(Path(__file__).parent)])
+    paths = os.pathsep.join([str(NANO.parent.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
     options = {"capture_output": True, "text": True, "env": environment, "check": False, "timeout": timeout}
     return subprocess.run([*start, *map(str, command)], **options)
