@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tuning_runs import (
     PLAIN,
+    free_port,
     run_noted,
     small_tuning,
     some_base,
@@ -179,7 +180,7 @@ def test_a_killed_rank_ends_all_and_the_run_given_again_goes_on(base, data, tmp_
     folder = tmp_path / "run"
     given = {"base": str(base), "data": str(data), "folder": str(folder), "dies_at": 3}
     given["changes"] = {**FIELDS, **TWO, "method": "lora", "sharding": sharding}
-    done = torchrun(2, str(WORKER), json.dumps(given), timeout=90)
+    done = torchrun(2, str(WORKER), json.dumps(given), timeout=120)
     assert done.returncode == 1 and "exitcode  : -9" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"] and not (folder / "adapter").exists()
     again = torchrun(2, str(WORKER), json.dumps({**given, "dies_at": 0}))
@@ -210,7 +211,9 @@ def test_what_rank_0_says_is_printed_once(base, data, tmp_path):
     done = torchrun(2, *command(base, data, tmp_path, "steps=2"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("The first batch") == 1 and done.stderr.count("<|startofpiece|>") == 2
-    assert done.stdout.strip() == str(tmp_path / "run" / "adapter")
+    assert done.stdout.splitlines()[-1] == str(
+        tmp_path / "run" / "adapter"
+    )  # DeepSpeed speaks there too, if it is there
 
 
 # --- several machines ------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ def test_a_hostfile_of_two_machines(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(asked.read_text().split()) == ["127.0.0.1", "localhost"]
     folder = tmp_path / "out put" / "nano-lora-x"
-    assert done.stdout.strip() == str(folder / "adapter") and weights(folder)
+    assert done.stdout.splitlines()[-1] == str(folder / "adapter") and weights(folder)
     assert json.loads((folder / "recipe.json").read_text())["rows_a_step"] == 2
     assert len(list((folder / "checkpoint-2").glob("rng_state_?.pth"))) == 2
 
