@@ -90,4 +90,5 @@ def plot_held(table: Mapping[str, Held], cards: Mapping[str, float]) -> None:
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=3)
     words = [f"{name}{label(': ', '：')}{held.total / 1e9:,.1f} GB" for name, held in table.items()]
-    show(figure, label("; ", "；").join(words), label("Bytes on one GPU", "一张显卡上的字节数"))
+    intro = label("On one GPU: ", "每张卡上：")
+    show(figure, intro + label("; ", "；").join(words), label("Bytes on one GPU", "一张显卡上的字节数"))
