@@ -305,14 +305,16 @@ def _keep(request: dict[str, Any], as_root: bool) -> dict[str, Any]:
     """Start the program and its checks, wait for the verdict or the end of the time, and tell it."""
     program, checks, seconds, uid = (request[name] for name in ("program", "checks", "timeout", "uid"))
     reader, verdict = os.pipe()
-    mark, begun = os.urandom(32), time.monotonic()
+    begun = time.monotonic()
     if checks is None:
+        mark = os.urandom(32)
         _child(lambda: _whole(program, verdict, mark), as_root, seconds, (verdict,), uid)
     else:
         (asked, ask), (answers, answer) = os.pipe(), os.pipe()
         _child(lambda: _serve(program, asked, answer), as_root, seconds, (asked, answer), uid)
         for number in (asked, answer):
             os.close(number)
+        mark = os.urandom(32)  # after the program was started, whose memory is a copy of this one
         _child(lambda: _check(checks, verdict, mark, ask, answers), as_root, seconds, (verdict, ask, answers), uid + 1)
     os.close(verdict)
     ready, _, _ = select.select([reader], [], [], seconds)
