@@ -1,6 +1,7 @@
 """Fixtures of more than one test file."""
 
 import pytest
+from tuning_runs import some_base, some_conversations
 
 
 @pytest.fixture
@@ -11,3 +12,15 @@ def shown(monkeypatch):
     bundles = []
     monkeypatch.setattr(plots, "display", lambda bundle, raw: bundles.append(bundle))
     return bundles
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of a tiny model, for fine-tuning runs."""
+    return some_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A file of conversations to fine-tune it on."""
+    return some_conversations(tmp_path_factory.mktemp("data") / "data.jsonl")

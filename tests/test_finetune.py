@@ -43,16 +43,6 @@ LONG = {"steps": 30, "save_every": 30, "learning_rate": 3e-2}
 IDS = torch.tensor([[8190, 300, 301, 302, 5, 6, 7]])
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return some_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return some_conversations(tmp_path_factory.mktemp("data") / "data.jsonl")
-
-
 @pytest.fixture
 def tuners(monkeypatch):
     """The Trainers of the runs of a test."""

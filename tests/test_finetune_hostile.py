@@ -18,11 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GOOD = b'{"id": "1", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n'
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return some_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
 @pytest.fixture
 def files(base, tmp_path):
     """A recipe and data that are good."""

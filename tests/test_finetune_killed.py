@@ -7,23 +7,12 @@ import signal
 import time
 
 import pytest
-from tuning_runs import some_base, some_conversations
 from tuning_watch import watched_run
 
 from aquila2_tut.train.checkpoints import UNFINISHED, checkpoints
 
 CHANGES = {"dropout": 0.1, "steps": 22, "save_every": 1, "keep": 2, "eval_share": 0.1, "eval_every": 2}
 KILLS = ["begin", *["step"] * 3, *["save"] * 3, *["evaluation"] * 3]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return some_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return some_conversations(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 @pytest.fixture(scope="module")

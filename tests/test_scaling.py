@@ -20,8 +20,6 @@ from tuning_runs import (
     free_port,
     run_noted,
     small_tuning,
-    some_base,
-    some_conversations,
     torchrun,
 )
 
@@ -37,16 +35,6 @@ ONE, TWO = {"batch_size": 4, "sharding": ""}, {"batch_size": 2, "sharding": "fsd
 METHODS = ["full", "lora"]
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return some_base(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return some_conversations(tmp_path_factory.mktemp("data") / "data.jsonl")
 
 
 def in_two(base, data, folder, changes, **more):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,12 +49,8 @@ class Measurement:
 
     def finish(self) -> None:
         """Reads the account."""
-        peak = self.tracker.peak
-        alive, labels = self.tracker.at(peak), Counter()
-        for allocation in alive:
-            labels[allocation.label] += allocation.bytes
-        self.peak_op, self.top = self.tracker.moments[peak], alive[:10]
-        self.peak_bytes, self.breakdown = self.peak_op.bytes, dict(labels.most_common())
+        self.peak_op, alive, self.breakdown = self.tracker.at_peak()
+        self.peak_bytes, self.top = self.peak_op.bytes, alive[:10]
 
 
 @contextlib.contextmanager

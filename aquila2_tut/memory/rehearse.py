@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,17 +182,13 @@ def _hold_unseen(wanted: Setting, tracker: Tracker) -> None:
 
 
 def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
-    peak = tracker.peak
-    alive, labels = tracker.at(peak), Counter()
-    for allocation in alive:
-        labels[allocation.label] += allocation.bytes
-    card = wanted.card
+    card, (peak_op, alive, labels) = wanted.card, tracker.at_peak()
     return Rehearsal(
         setting=wanted,
-        allocated_bytes=tracker.moments[peak].bytes,
-        breakdown={**dict(labels.most_common()), "context": outside_bytes(wanted)},
-        peak_op=tracker.moments[peak],
-        peak_at=peak,
+        allocated_bytes=peak_op.bytes,
+        breakdown={**labels, "context": outside_bytes(wanted)},
+        peak_op=peak_op,
+        peak_at=tracker.peak,
         flops=sum(work.flops for work in tracker.work),
         moved_bytes=sum(work.moved for work in tracker.work),
         least_seconds=sum(card.least_seconds(*work) for work in tracker.work),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
@@ -278,6 +279,13 @@ class Tracker(TorchDispatchMode):
                 if kept[min(allocation.birth, len(kept) - 1)] < end:
                     allocation.label = "activations"
         return sorted((a for a in self.allocations if a.alive(moment)), key=lambda a: -a.bytes)
+
+    def at_peak(self) -> tuple[Moment, list[Allocation], dict[str, int]]:
+        """The operator during which most is alive; what is, the largest first; and the bytes of each label."""
+        alive, labels = self.at(self.peak), Counter()
+        for allocation in alive:
+            labels[allocation.label] += allocation.bytes
+        return self.moments[self.peak], alive, dict(labels.most_common())
 
 
 def _kept(moments: list[Moment]) -> list[int]:

@@ -7,21 +7,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ..memory import GPU
-from .plots import BLUE, GREEN, MUTED, ORANGE, PALETTE, SKY, YELLOW, label, new_figure, show, styled
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots(1, count, squeeze=False)[0]
-
+from .plots import BLUE, GREEN, MUTED, ORANGE, PALETTE, SKY, YELLOW, label, new_figure, new_panels, show, styled
 
 # ---------- tiles ----------
 
@@ -71,7 +62,7 @@ def plot_tiles(panels: Mapping[str, tuple[Any, Any]], block: int) -> None:
         panels: title -> `visible` and `ranges` as `tile_kinds` takes them.
         block: tokens on each side of a tile.
     """
-    figure, every = _panels(len(panels), 7.4, 3.1)
+    figure, every = new_panels(len(panels), 3.1)
     words, found = [], set()
     for axes, (title, (visible, ranges)) in zip(every, panels.items(), strict=True):
         kinds = tile_kinds(visible, ranges, block)
@@ -124,7 +115,7 @@ def plot_growth(memory: Mapping[str, Mapping[int, float]], seconds: Mapping[str,
         memory: name -> length in tokens -> bytes.
         seconds: the same for the time.
     """
-    figure, (left, right) = _panels(2, 7.4, 3.4)
+    figure, (left, right) = new_panels(2, 3.4)
     _draw_curves(left, memory)
     _draw_curves(right, seconds)
     powers = [2.0**p for p in range(10, 40, 3)]

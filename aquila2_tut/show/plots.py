@@ -91,6 +91,13 @@ def new_figure(width: float = 7.4, height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def new_panels(count: int, height: float, share_y: bool = False) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure as `new_figure` does, with axes side by side; they may share what is up."""
+    figure = Figure(figsize=(7.4, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots(1, count, squeeze=False, sharey=share_y)[0]
+
+
 @contextmanager
 def _wide_characters_measured() -> Iterator[None]:
     """Measure each Chinese character as one em, by a letter that wide.

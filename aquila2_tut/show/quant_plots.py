@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .plots import BLUE, INK, MUTED, ON_BLUE, ORANGE, PALETTE, PAPER, SKY, label, new_figure, show, styled
+from .plots import BLUE, INK, MUTED, ON_BLUE, ORANGE, PALETTE, PAPER, SKY, label, new_figure, new_panels, show, styled
 
 TEXTS: dict[str, tuple[str, str]] = {  # keys of a format's row, English, Chinese
     "english": ("English", "英文"),
@@ -31,13 +29,6 @@ def format_name(name: str) -> str:
     if name == "int8-tensor":
         return label("int8 per tensor", "int8（整张量）")
     return NAMES.get(name, name.upper())
-
-
-def _panels(count: int, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """Axes side by side, that share what is up."""
-    figure = Figure(figsize=(7.4, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots(1, count, squeeze=False, sharey=True)[0]
 
 
 def _told(words: Mapping[str, str]) -> str:
@@ -154,7 +145,9 @@ def plot_layer_errors(panels: Mapping[str, Sequence[Sequence[float]]], maps: Seq
     """
     grids = {name: 100 * np.asarray(grid, dtype=float) for name, grid in panels.items()}
     most, layers = max(grid.max() for grid in grids.values()), len(next(iter(grids.values())))
-    figure, every = _panels(len(grids), 1.4 + max(1.8, 0.26 * layers if layers <= 12 else 0.13 * layers))
+    figure, every = new_panels(
+        len(grids), 1.4 + max(1.8, 0.26 * layers if layers <= 12 else 0.13 * layers), share_y=True
+    )
     for axes, (name, grid) in zip(every, grids.items(), strict=True):
         mesh = _draw_matrix(axes, grid, maps, most)
         axes.set_title(name, fontsize=10.5)

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
-from .plots import BLUE, INK, MUTED, ORANGE, label, show, styled
+from .plots import BLUE, INK, MUTED, ORANGE, label, new_panels, show, styled
 
 Rows = Mapping[str, Mapping[str, Any]]
 NAMES = {"full": ("full", "全参数"), "lora": ("LoRA", "LoRA"), "qlora": ("Q-LoRA", "Q-LoRA")}
@@ -39,9 +37,8 @@ def plot_methods(rows: Rows) -> None:
     Args:
         rows: method -> what `aquila2_tut.train.published.measured_methods` says of it.
     """
-    figure = Figure(figsize=(7.4, 1.1 + 0.5 * len(rows)), layout="constrained")
-    FigureCanvasSVG(figure)
-    right, time, memory = panels = figure.subplots(1, 3, sharey=True)
+    figure, panels = new_panels(3, 1.1 + 0.5 * len(rows), share_y=True)
+    right, time, memory = panels
     _draw_right(right, rows)
     _draw_bars(time, [row["seconds"] for row in rows.values()], label("seconds a step", "每步秒数"), 1)
     peaks = [row["peak"] / 1e9 for row in rows.values()]

@@ -29,7 +29,6 @@ from ..data.masking import IGNORED
 from ..terminal import printable
 from .checkpoints import last_good
 from .errors import TrainError
-from .loss import head_loss
 from .sharding import stored_once
 from .trainer import Aquila2Trainer
 from .tuning import Tuning, tuning_arguments
@@ -176,12 +175,15 @@ class Judge:
     """The loss of a batch that is evaluated, and which of its labelled tokens are the likeliest ones."""
 
     def __call__(self, head: nn.Module, hidden: Tensor, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        """A model calls it in its forward pass, see `aquila2_tut.train.loss.head_loss`."""
+        """The mean; a model calls it in its forward pass, in the place of `aquila2_tut.train.loss.head_loss`."""
         tokens = (labels != IGNORED).nonzero().flatten()
         self.hits = torch.ones_like(labels, dtype=torch.bool)
+        total = hidden.new_zeros((), dtype=torch.float32)
         for some in tokens.split(_JUDGED_AT_ONCE):
-            self.hits[some] = head(hidden[some]).argmax(-1) == labels[some]
-        return head_loss(head, hidden, labels, num_items_in_batch)
+            scores = head(hidden[some]).float()
+            self.hits[some] = scores.argmax(-1) == labels[some]
+            total += nn.functional.cross_entropy(scores, labels[some], reduction="sum")
+        return total / max(1, len(tokens))
 
     def right(self, batch: Mapping[str, Tensor]) -> list[bool]:
         """For each conversation of the batch with anything to learn whether all of it was right.
@@ -189,7 +191,7 @@ class Judge:
         Args:
             batch: its `labels` and `document_ids`, (B, T).
         """
-        labelled = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED
+        labelled = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED) != IGNORED
         rows = torch.arange(len(labelled), device=labelled.device)[:, None].expand_as(labelled)
         named = torch.stack((rows[labelled], batch["document_ids"][labelled]))
         names, which = named.unique(dim=1, return_inverse=True)
