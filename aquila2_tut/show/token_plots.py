@@ -7,13 +7,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from aquila2_tut.tokenizer.bpe import to_bytes, to_letters
 
-from .plots import BLUE, GREEN, GRID, INK, MUTED, ORANGE, PAPER, PINK, SKY, YELLOW, label, new_figure, show, styled
+from .plots import (
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    PINK,
+    SKY,
+    YELLOW,
+    label,
+    new_figure,
+    new_panels,
+    show,
+    styled,
+)
 
 # ---------- how a token grows ----------
 
@@ -166,11 +180,9 @@ def plot_size_knob(results: Sequence[Any], reference: Any) -> None:
         results: `Parallel` measurements of trained tokenizers, of any kinds and sizes.
         reference: the `Parallel` measurement of another tokenizer on the same sentences, drawn as a line.
     """
-    figure = Figure(figsize=(7.4, 3.3), layout="constrained")
-    FigureCanvasSVG(figure)
-    for axes, language, title in zip(
-        figure.subplots(1, 2), ("english", "chinese"), (label("English", "英文"), label("Chinese", "中文")), strict=True
-    ):
+    figure, panels = new_panels(2, 3.3)
+    titles = label("English", "英文"), label("Chinese", "中文")
+    for axes, language, title in zip(panels, ("english", "chinese"), titles, strict=True):
         _draw_knob(axes, results, language)
         axes.axhline(getattr(reference, language).characters_per_token, color=MUTED, linestyle="-.", linewidth=1.2)
         axes.set_title(title, fontsize=10.5)
