@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from aquila2_tut.terminal import add_common, printable
+from aquila2_tut.terminal import add_common, first_to_say, printable
 
 PROGRAM = "aquila2-tut"
 FAILED, INTERRUPTED = 2, 130
@@ -169,8 +169,12 @@ def _finetune(rest: list[str], text: dict[str, str]) -> int:
     with _told_errors() as outcome:
         from aquila2_tut import AutoLoader
         from aquila2_tut.loader import available_memory, pick_device
+        from aquila2_tut.memory.formula import tuning_memory
 
-        outcome[0] = commands.run_finetune(rest, text, AutoLoader, lambda: available_memory(pick_device("auto")))
+        def there() -> int | None:
+            return available_memory(pick_device("auto"))
+
+        outcome[0] = commands.run_finetune(rest, text, AutoLoader, there, tuning_memory)
     return outcome[0]
 
 
@@ -183,6 +187,25 @@ def _merge(rest: list[str], text: dict[str, str]) -> int:
 
         loader = AutoLoader("aquila2", model_name=options.base, model_dir=options.model_dir)
         print(merge_checkpoint(loader.path, options.adapter, options.out))
+    return outcome[0]
+
+
+# --- memory ---
+
+
+def _rehearse(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_rehearse(rest, text)
+    return outcome[0]
+
+
+def _plan(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.memory import commands
+
+        outcome[0] = commands.run_plan(rest, text)
     return outcome[0]
 
 
@@ -261,7 +284,8 @@ def _told_errors() -> Iterator[list[int]]:
     except Exception as error:
         if not is_ours(error):
             raise
-        print(error_line(error), file=sys.stderr)
+        if first_to_say(line := error_line(error)):
+            print(line, file=sys.stderr, flush=True)
         outcome[0] = FAILED
 
 
@@ -391,8 +415,10 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "data": _data,
     "finetune": _finetune,
     "merge": _merge,
+    "plan": _plan,
     "pretrain": _pretrain,
     "quantize": _quantize,
+    "rehearse": _rehearse,
 }
 
 

@@ -10,8 +10,10 @@ Source: Dao et al. 2022 (arXiv 2205.14135), Algorithm 0 for eager attention; Wil
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -107,6 +109,28 @@ def tiled_costs(shape: AttentionShape, *, causal: bool, block: int) -> Costs:
 def has_values(x: Tensor) -> bool:
     """Whether there is something to look at: not on the meta device, and not in a rehearsal with fake tensors."""
     return type(x) is Tensor and not x.is_meta
+
+
+_STANDS_FOR = ContextVar("stands_for", default="")
+
+
+@contextlib.contextmanager
+def standing_for(device: str) -> Iterator[None]:
+    """Within the block tensors are treated as if they were on another kind of device: a rehearsal is on a CPU.
+
+    Args:
+        device: "cuda", or "" for what they are.
+    """
+    before = _STANDS_FOR.set(device)
+    try:
+        yield
+    finally:
+        _STANDS_FOR.reset(before)
+
+
+def device_kind(x: Tensor) -> str:
+    """The kind of device that a tensor is on, or stands for."""
+    return _STANDS_FOR.get() or x.device.type
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -37,7 +37,12 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., C) -> (..., C), same dtype."""
         if x.dtype == self.weight.dtype:  # torch computes in float32 inside and casts once, at the end
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            # Autocast on CUDA would have it cast x to float32 before, keep that, and return float32 to what follows.
+            off = contextlib.nullcontext()
+            if torch.is_autocast_enabled(x.device.type):
+                off = torch.autocast(x.device.type, enabled=False)
+            with off:
+                return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 

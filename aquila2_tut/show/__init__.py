@@ -20,6 +20,7 @@ from .quant_plots import (
     plot_speed_and_memory,
     plot_weights_and_levels,
 )
+from .scaling_plots import plot_held, plot_placement, strategy_name
 from .training_plots import (
     plot_bits,
     plot_documents,
@@ -40,6 +41,7 @@ __all__ = [
     "plot_effect",
     "plot_error_against_bits",
     "plot_growth",
+    "plot_held",
     "plot_layer_errors",
     "plot_losses",
     "plot_memory_needs",
@@ -47,6 +49,7 @@ __all__ = [
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_placement",
     "plot_power_law",
     "plot_roofline",
     "plot_rope",
@@ -58,5 +61,6 @@ __all__ = [
     "show",
     "show_mask",
     "slope",
+    "strategy_name",
     "styled",
 ]

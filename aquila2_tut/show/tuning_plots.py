@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from .plots import BLUE, INK, MUTED, ORANGE, label, show, styled
 
 Rows = Mapping[str, Mapping[str, Any]]
-NAMES = {"full": ("full", "全量"), "lora": ("LoRA", "LoRA"), "qlora": ("Q-LoRA", "Q-LoRA")}
+NAMES = {"full": ("full", "全参数"), "lora": ("LoRA", "LoRA"), "qlora": ("Q-LoRA", "Q-LoRA")}
 
 
 def _draw_right(axes: Axes, rows: Rows) -> None:

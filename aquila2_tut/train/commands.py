@@ -70,7 +70,11 @@ def _need_accelerate() -> None:
 
 
 def run_finetune(
-    argv: Sequence[str], text: dict[str, str], opener: Callable[..., Any], memory: Callable[[], int | None]
+    argv: Sequence[str],
+    text: dict[str, str],
+    opener: Callable[..., Any],
+    memory: Callable[[], int | None],
+    need: Callable[..., Any],
 ) -> int:
     """The command ``aquila2-tut finetune``.
 
@@ -79,6 +83,7 @@ def run_finetune(
         text: the messages in the reader's language.
         opener: `aquila2_tut.AutoLoader`.
         memory: tells how many bytes there are to train in, or None.
+        need: tells how many a run needs, see `dry_run`.
 
     Returns:
         The exit status.
@@ -97,7 +102,7 @@ def run_finetune(
         changes["data"] = options.data
     recipe = load_recipe(Tuning, options.recipe, **changes)
     if options.dry_run:
-        print(*dry_run(recipe, opener, text["tag"], memory()), sep="\n")
+        print(*dry_run(recipe, opener, need, text["tag"], memory()), sep="\n")
         return 0
     folder = Path(options.out or f"runs/{Path(options.recipe).stem}")
     try:

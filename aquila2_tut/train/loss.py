@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..model.costs import has_values
+from ..model.costs import device_kind, has_values
 from ..model.layers import Linear, product
 from .errors import TrainError
 
@@ -41,10 +41,21 @@ class _Job(NamedTuple):
 
     def chunks(self) -> tuple[Tensor, ...]:
         """The tokens in chunks of equal size: an eighth of them, but not too few and not too many."""
-        budget = (_CPU_CHUNK if self.hidden.is_cpu else _GPU_CHUNK) // (4 * len(self.weight))
-        at_once = max(1, min(budget, max(_FEW_TOKENS, len(self.tokens) // 8)))
-        chunks = max(1, -(-len(self.tokens) // at_once))
-        return self.tokens.split(max(1, -(-len(self.tokens) // chunks)))
+        budget = _CPU_CHUNK if device_kind(self.hidden) == "cpu" else _GPU_CHUNK
+        return self.tokens.split(chunk_size(len(self.tokens), len(self.weight), budget))
+
+
+def chunk_size(tokens: int, vocab_size: int, budget: int = _GPU_CHUNK) -> int:
+    """Tokens of a chunk, the largest.
+
+    Args:
+        tokens: with a label.
+        vocab_size: V.
+        budget: bytes of a chunk's logits in float32; the default is that of a GPU.
+    """
+    at_once = max(1, min(budget // (4 * vocab_size), max(_FEW_TOKENS, tokens // 8)))
+    chunks = max(1, -(-tokens // at_once))
+    return max(1, -(-tokens // chunks))
 
 
 def chunked_cross_entropy(

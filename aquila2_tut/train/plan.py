@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,10 +15,9 @@ from ..chat.templates import TemplateError, template_for_model
 from ..config import Aquila2Config, ConfigError, resolve_preset_name
 from ..data.packing import collate
 from ..model import Aquila2ForCausalLM
-from ..quant.sizes import predicted_bytes
 from ..tokenizer import load_tokenizer
 from .errors import TrainError
-from .finetuning import WORDS, Opener, as_recipe, check_length, choose_template, open_base, tunable
+from .finetuning import WORDS, Opener, as_recipe, check_model, choose_template, open_base, tunable
 from .tuning import Tuning, world_size
 from .tuning_data import TuningData, show_batch, tuning_data
 
@@ -30,7 +29,7 @@ class TuningMemory:
     Attributes:
         weights: of the base model.
         trained: what is trained beside them, its gradients and the state of the optimizer.
-        activations: what the backward pass needs, roughly.
+        activations: what else there is when most is needed.
     """
 
     weights: int
@@ -43,47 +42,18 @@ class TuningMemory:
         return self.weights + self.trained + self.activations
 
 
-def tuning_memory(recipe: Tuning, config: Aquila2Config, trainable: int) -> TuningMemory:
-    """Adds up what a run needs.
-
-    Args:
-        recipe: how it goes.
-        config: of the base model.
-        trainable: parameters that are trained.
-    """
-    weights = config.parameter_count * (4 if recipe.method == "full" else recipe.dtype.itemsize)
-    if recipe.method == "qlora":
-        weights = predicted_bytes(config, "nf4").total
-    states = 2 if "8bit" in recipe.optimizer else 8
-    processes = world_size()
-    beside = 0 if recipe.method == "full" else 4 * trainable
-    trained = beside + (4 + states) * trainable // (processes if recipe.sharding else 1)
-    if recipe.sharding in ("zero3", "fsdp2"):
-        weights //= processes
-    return TuningMemory(weights, trained, _activations(recipe, config))
+Need = Callable[[Tuning, Aquila2Config, int], TuningMemory]  # from a recipe, a base model and the parameters trained
 
 
-def _activations(recipe: Tuning, config: Aquila2Config) -> int:
-    """Inputs of the layers and, unless they are computed a second time, what is in them; and a chunk of logits.
-
-    A layer keeps its input twice (for the norm and for the sum), q, k, v and the attention's result, and three tables
-    of the width of the feed-forward part.
-    """
-    tokens, width = recipe.length * recipe.batch_size, config.hidden_size
-    inside = 2 * width + 2 * config.head_dim * (config.num_attention_heads + config.num_key_value_heads)
-    inside += 2 * width + 3 * config.intermediate_size
-    layers = config.num_hidden_layers
-    kept = layers * width + inside if recipe.gradient_checkpointing else layers * inside
-    logits = min(tokens * config.vocab_size * 4, 1 << 28) if recipe.chunked_loss else 3 * tokens * config.vocab_size * 4
-    return tokens * kept * recipe.dtype.itemsize + logits
-
-
-def dry_run(recipe: Tuning | str, opener: Opener, language: str = "en", available: int | None = None) -> list[str]:
+def dry_run(
+    recipe: Tuning | str, opener: Opener, need: Need, language: str = "en", available: int | None = None
+) -> list[str]:
     """Checks data, model and memory, and tells what a run would do.
 
     Args:
         recipe: see `finetune`.
         opener: see `finetune`.
+        need: `aquila2_tut.memory.formula.tuning_memory`, which a room above cannot import.
         language: "en" or "zh".
         available: bytes of memory that are there, if that is known.
 
@@ -96,7 +66,7 @@ def dry_run(recipe: Tuning | str, opener: Opener, language: str = "en", availabl
     recipe, words = as_recipe(recipe), WORDS[language]
     config, tokenizer, name, here = _base(recipe, opener)
     template = choose_template(recipe, name)
-    check_length(recipe, config)
+    check_model(recipe, config)
     data = tuning_data(recipe, tokenizer, template)
     trainable = trainable_parameters(recipe, config, name)
     share, total = trainable / config.parameter_count, config.parameter_count
@@ -105,7 +75,7 @@ def dry_run(recipe: Tuning | str, opener: Opener, language: str = "en", availabl
         *([] if here else [words["absent"].format(name=name)]),
         _template_line(template.name, name, words),
         *_data_lines(recipe, data, words),
-        *_memory_lines(tuning_memory(recipe, config, trainable), words, available),
+        *_memory_lines(need(recipe, config, trainable), words, available),
         words["sample"],
         *show_batch(collate(data.train[:1], 0), tokenizer, colour=False),
         words["nothing"],
@@ -145,8 +115,7 @@ def _template_line(template: str, name: str, words: Mapping[str, str]) -> str:
 
 
 def _data_lines(recipe: Tuning, data: TuningData, words: Mapping[str, str]) -> list[str]:
-    rows, processes = len(data.train), world_size()
-    at_once = recipe.batch_size * recipe.accumulation * processes
+    rows, processes, at_once = len(data.train), world_size(), recipe.rows_a_step
     steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(rows / at_once))
     lines = [
         words["data"].format(
