@@ -2,6 +2,7 @@
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
 from .mask_view import show_mask
+from .memory_plots import plot_peaks, plot_steps
 from .plots import (
     label,
     page_language,
@@ -49,12 +50,14 @@ __all__ = [
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_peaks",
     "plot_placement",
     "plot_power_law",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
     "plot_speed_and_memory",
+    "plot_steps",
     "plot_sweep",
     "plot_tiles",
     "plot_weights_and_levels",
