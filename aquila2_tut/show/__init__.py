@@ -1,6 +1,7 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
+from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .plots import (
     label,
@@ -41,6 +42,7 @@ __all__ = [
     "plot_error_against_bits",
     "plot_growth",
     "plot_layer_errors",
+    "plot_lengths",
     "plot_losses",
     "plot_memory_needs",
     "plot_methods",
@@ -48,6 +50,7 @@ __all__ = [
     "plot_padding",
     "plot_parameter_shares",
     "plot_power_law",
+    "plot_published",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
@@ -59,4 +62,5 @@ __all__ = [
     "show_mask",
     "slope",
     "styled",
+    "table_rows",
 ]
