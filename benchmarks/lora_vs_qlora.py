@@ -49,9 +49,8 @@ def length_row(tokens: int) -> dict[str, object]:
     """Both methods at one length."""
     both = {}
     for method in ("lora", "qlora"):
-        both[method] = rehearsed(
-            setting(model="AquilaChat2-7B-16K", method=method, batch_size=1, seq_len=tokens, gpu=GPU)
-        )
+        fields = {"model": "AquilaChat2-7B-16K", "method": method, "batch_size": 1, "seq_len": tokens}
+        both[method] = rehearsed(setting(gpu=GPU, **fields))
     return {"tokens": tokens, **both}
 
 
