@@ -14,7 +14,14 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
-ROPE_TYPES = ("default", "linear", "dynamic")
+_ROPE_KEYS = {
+    "default": frozenset(),
+    "linear": frozenset({"factor"}),
+    "ntk": frozenset({"factor"}),
+    "dynamic": frozenset({"factor"}),
+    "yarn": frozenset({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"}),
+}
+ROPE_TYPES = tuple(_ROPE_KEYS)
 ATTN_BACKENDS = ("auto", "eager", "sdpa", "flash", "triton")
 _POSITIVE = (
     "vocab_size",
@@ -58,8 +65,8 @@ class Aquila2Config(PretrainedConfig):
         head_dim: D; C / H when not given.
         max_position_embeddings: tokens the model was trained to see. The 16K models keep 2048 or 4096 here and
             reach 16384 through `rope_parameters`.
-        rope_parameters: {"rope_type": "default" | "linear" | "dynamic", "rope_theta": float, "factor": float}. The
-            older keys `rope_scaling` and `rope_theta` of BAAI's files are understood.
+        rope_parameters: {"rope_type": one of `ROPE_TYPES`, "rope_theta": float, "factor": float}, and for "yarn" what
+            `aquila2_tut.model.rope` says. BAAI's older keys `rope_scaling` and `rope_theta` are understood.
         attn_backend: "auto", "eager", "sdpa", "flash" or "triton", see `aquila2_tut.model.attention`.
 
     Raises:
@@ -122,6 +129,7 @@ class Aquila2Config(PretrainedConfig):
     def _checked_rope(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Merges BAAI's `rope_scaling` and `rope_theta` into `rope_parameters`, and checks the result."""
         rope = dict(kwargs.pop("rope_scaling", None) or self.rope_parameters or {})
+        rope = {key: value for key, value in rope.items() if value is not None}
         kind = rope.pop("type", None) or rope.get("rope_type") or "default"
         rope["rope_type"] = rope.get("rope_type", kind)
         rope.setdefault("rope_theta", kwargs.pop("rope_theta", None) or 10000.0)
@@ -131,6 +139,7 @@ class Aquila2Config(PretrainedConfig):
                 f"rope_parameters.rope_type: {rope['rope_type']!r} is not known; known: {', '.join(ROPE_TYPES)}"
             )
         self._check_rope_numbers(rope)
+        self._check_rope_keys(rope)
         self.rope_parameters = rope
         return kwargs
 
@@ -146,11 +155,55 @@ class Aquila2Config(PretrainedConfig):
                 f"rope_parameters.factor: {rope['rope_type']} scaling needs a number of at least 1, "
                 f"not {rope.get('factor')!r}"
             )
+        for key in _ROPE_KEYS["yarn"] & rope.keys() - {"factor"}:
+            if bad(rope[key], 1.0 if key == "original_max_position_embeddings" else 1e-9):
+                raise ConfigError(f"rope_parameters.{key}: must be a number above 0, not {rope[key]!r}")
+
+    def _check_rope_keys(self, rope: dict[str, Any]) -> None:
+        """Refuses what would be ignored, and the two shapes for which a formula divides by zero."""
+        kind = rope["rope_type"]
+        unknown = sorted(rope.keys() - _ROPE_KEYS[kind] - {"rope_type", "rope_theta"})
+        if unknown:
+            taken = ", ".join(sorted(_ROPE_KEYS[kind])) or "no number but rope_theta"
+            raise ConfigError(
+                f"rope_parameters.{unknown[0]}: would change nothing, for {kind!r} takes {taken}: "
+                "leave it out, or change rope_type"
+            )
+        if kind in ("ntk", "dynamic") and self.head_dim == 2:
+            raise ConfigError(f"head_dim: {kind} scaling stretches the slower of several pairs, and 2 is one pair")
+        if kind == "yarn" and rope["rope_theta"] == 1:
+            raise ConfigError("rope_parameters.rope_theta: with 1 all pairs turn alike, and yarn tells fast from slow")
+
+    def _validate_ntk_rope_parameters(
+        self, rope_parameters: dict[str, Any], ignore_keys: set[str] | None = None
+    ) -> None:
+        """For transformers, which looks for a check of this name and has none; `_checked_rope` has made it."""
+
+    @property
+    def trained_length(self) -> int:
+        """Tokens that the model saw before its rotation was scaled."""
+        return int(self.rope_parameters.get("original_max_position_embeddings", self.max_position_embeddings))
 
     @property
     def context_length(self) -> int:
-        """Tokens the model can be given: `max_position_embeddings` times the rotary scaling factor."""
-        return int(self.max_position_embeddings * self.rope_parameters.get("factor", 1.0))
+        """Tokens the model can be given: what it was trained on, times the rotary scaling factor."""
+        return int(self.trained_length * self.rope_parameters.get("factor", 1.0))
+
+    def stretched(self, rope_type: str, factor: float, **numbers: float) -> Aquila2Config:
+        """The same configuration with another scaling of its rotation.
+
+        Args:
+            rope_type: one of `ROPE_TYPES`; "default" takes any scaling off.
+            factor: by how much the context grows beyond what was trained.
+            numbers: more of `rope_parameters`, see `aquila2_tut.model.rope`.
+
+        Raises:
+            ConfigError: no such scaling, or a number that it cannot take.
+        """
+        rope = {"rope_type": rope_type, "rope_theta": self.rope_parameters["rope_theta"], **numbers}
+        if rope_type != "default":
+            rope["factor"] = factor
+        return type(self)(**{**self.to_dict(), "max_position_embeddings": self.trained_length, "rope_parameters": rope})
 
     @property
     def parameter_count(self) -> int:

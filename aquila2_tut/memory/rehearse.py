@@ -124,7 +124,7 @@ def rehearse(
 
 def rehearse_setting(wanted: Setting) -> Rehearsal:
     """Rehearses a setting, see `rehearse`."""
-    return _result(wanted, tracked(wanted))
+    return result_of(wanted, tracked(wanted))
 
 
 def tracked(wanted: Setting) -> Tracker:
@@ -181,7 +181,13 @@ def _hold_unseen(wanted: Setting, tracker: Tracker) -> None:
         tracker.hold(gathered, "buckets", "gathered weights")
 
 
-def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
+def result_of(wanted: Setting, tracker: Tracker) -> Rehearsal:
+    """What an account says.
+
+    Args:
+        wanted: the setting.
+        tracker: that followed it, see `tracked`.
+    """
     card, (peak_op, alive, labels) = wanted.card, tracker.at_peak()
     return Rehearsal(
         setting=wanted,

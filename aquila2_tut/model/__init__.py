@@ -8,13 +8,14 @@ from .attention import attention, attention_weights
 from .documents import Documents
 from .layers import torch_products
 from .modeling import Aquila2ForCausalLM, Aquila2Model
-from .rope import inverse_frequencies, rotary_tables, rotate
+from .rope import attention_factor, inverse_frequencies, rotary_tables, rotate
 
 __all__ = [
     "Aquila2ForCausalLM",
     "Aquila2Model",
     "Documents",
     "attention",
+    "attention_factor",
     "attention_weights",
     "inverse_frequencies",
     "rotary_tables",

@@ -142,6 +142,7 @@ class Aquila2Model(Aquila2PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         document_ids: Tensor | None = None,
+        rotary_length: int | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Runs the decoder.
@@ -157,6 +158,8 @@ class Aquila2Model(Aquila2PreTrainedModel):
             document_ids: (B, S), covering cached and new tokens, where a row holds several documents: 1, 2, ... at the
                 tokens of each, 0 at padding. A token sees its own document only. (Positions that start anew do not say
                 that by themselves.)
+            rotary_length: tokens that dynamic scaling makes room for; those up to the last of this call when not
+                given. A text that comes in pieces needs it, or each piece is turned for a length of its own.
 
         Returns:
             last_hidden_state (B, T, C), past_key_values, hidden_states, attentions.
@@ -176,7 +179,7 @@ class Aquila2Model(Aquila2PreTrainedModel):
             position_ids = packed_positions(document_ids)[:, past:]
         elif position_ids is None:
             position_ids = default_positions(attention_mask, x.shape[0], past, x.shape[1], x.device)
-        rotary = rotary_tables(self.config, position_ids, x.dtype)
+        rotary = rotary_tables(self.config, position_ids, x.dtype, rotary_length)
         states, weights = [x], []
         for layer in self.layers:
             x, weight = layer(x, rotary, mask=mask, past_key_values=cache, want_weights=bool(output_attentions))

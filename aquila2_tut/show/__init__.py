@@ -1,7 +1,9 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
+from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
+from .memory_plots import plot_peaks, plot_steps
 from .plots import (
     label,
     page_language,
@@ -43,18 +45,22 @@ __all__ = [
     "plot_growth",
     "plot_held",
     "plot_layer_errors",
+    "plot_lengths",
     "plot_losses",
     "plot_memory_needs",
     "plot_methods",
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_peaks",
     "plot_placement",
     "plot_power_law",
+    "plot_published",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
     "plot_speed_and_memory",
+    "plot_steps",
     "plot_sweep",
     "plot_tiles",
     "plot_weights_and_levels",
@@ -63,4 +69,5 @@ __all__ = [
     "slope",
     "strategy_name",
     "styled",
+    "table_rows",
 ]

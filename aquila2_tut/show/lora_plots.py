@@ -1,0 +1,125 @@
+"""Figures of LoRA against Q-LoRA: memory and time over the length of a row, and a published table beside rehearsals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from .plots import BLUE, GREEN, INK, MUTED, ORANGE, label, new_figure, show, styled
+
+Pair = Mapping[str, Mapping[str, float]]  # "lora" and "qlora" -> "peak" in bytes, "seconds" a step
+_NAMES = {"lora": "LoRA", "qlora": "Q-LoRA"}
+_COLOURS = {"lora": BLUE, "qlora": ORANGE}
+
+
+def _lengths(axes: Axes, lengths: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(lengths)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelsize="small")
+    axes.set(xlabel=label("tokens a row", "每行词元数"))
+
+
+def _draw_memory(axes: Axes, rows: Mapping[int, Pair]) -> None:
+    lengths = list(rows)
+    peaks = {name: [row[name]["peak"] / 1e9 for row in rows.values()] for name in _NAMES}
+    axes.fill_between(lengths, peaks["qlora"], peaks["lora"], color=MUTED, alpha=0.15, linewidth=0)
+    for name, values in peaks.items():
+        axes.plot(lengths, values, "o-", color=_COLOURS[name], markersize=4, label=_NAMES[name])
+    _lengths(axes, lengths)
+    axes.set(ylim=(0, 1.15 * max(peaks["lora"])), title=label("memory, GB", "内存（GB）"))
+    axes.legend(loc="upper left", ncols=2, fontsize="small")
+
+
+def _draw_time(axes: Axes, rows: Mapping[int, Pair], penalty: float | None) -> None:
+    lengths = list(rows)
+    ratios = [row["qlora"]["seconds"] / row["lora"]["seconds"] for row in rows.values()]
+    if penalty is not None:
+        derived = [1 + penalty / row["lora"]["seconds"] for row in rows.values()]
+        axes.plot(lengths, derived, "--", color=INK, linewidth=1.2, label=label("derived", "推算"))
+    axes.plot(lengths, ratios, "o", color=GREEN, markersize=6)
+    for length, ratio in zip(lengths, ratios, strict=True):
+        axes.annotate(f"{ratio:.2f}", (length, ratio), (4, 5), textcoords="offset points", fontsize="small")
+    axes.axhline(1, color=MUTED, linewidth=1)
+    _lengths(axes, lengths)
+    title = label("time of Q-LoRA, LoRA being 1", "Q-LoRA 的用时（以 LoRA 为 1）")
+    axes.set(ylim=(0.9, 0.15 + max(ratios) * 1.08), title=title)
+    if penalty is not None:
+        axes.legend(loc="upper right", fontsize="small")
+
+
+@styled
+def plot_lengths(rows: Mapping[int, Pair], penalty: float | None = None) -> None:
+    """Show memory of both methods, and how much longer a step of Q-LoRA takes, over the tokens of a row.
+
+    Args:
+        rows: tokens -> "lora" and "qlora" -> "peak" in bytes and "seconds" a step.
+        penalty: seconds that each step of Q-LoRA takes longer, by derivation.
+    """
+    figure = Figure(figsize=(7.6, 3.2), layout="constrained")
+    FigureCanvasSVG(figure)
+    memory, time = figure.subplots(1, 2)
+    _draw_memory(memory, rows)
+    _draw_time(time, rows, penalty)
+    words = label("; ", "；").join(_in_words(length, row) for length, row in rows.items())
+    show(figure, words, label("LoRA and Q-LoRA over the length of a row", "LoRA 与 Q-LoRA 随行长的变化"))
+
+
+def _in_words(length: int, row: Pair) -> str:
+    first, other = (row[name]["peak"] / 1e9 for name in _NAMES)
+    ratio = row["qlora"]["seconds"] / row["lora"]["seconds"]
+    return label(
+        f"{length} tokens: LoRA {first:.2f} GB, Q-LoRA {other:.2f} GB, which takes {ratio:.2f} times as long",
+        f"{length} 个词元：LoRA {first:.2f} GB，Q-LoRA {other:.2f} GB，用时是前者的 {ratio:.2f} 倍",
+    )
+
+
+@styled
+def plot_published(rows: Mapping[str, tuple[float, float, bool]]) -> None:
+    """Show published memory beside what a rehearsal says, and which of the published runs cannot have been.
+
+    Args:
+        rows: name -> (published, rehearsed, possible), in bytes.
+    """
+    figure, axes = new_figure(height=1.3 + 0.5 * len(rows))
+    places = range(len(rows))
+    found = [rehearsed / 1e9 for _, rehearsed, _ in rows.values()]
+    colours = [BLUE if possible else ORANGE for *_, possible in rows.values()]
+    bars = axes.barh(places, found, 0.55, color=colours)
+    axes.bar_label(bars, [f"{value:.1f}" for value in found], padding=5)
+    for place, (published, *_) in zip(places, rows.values(), strict=True):
+        axes.plot([published / 1e9] * 2, [place - 0.4, place + 0.4], color=INK, linewidth=3)
+    axes.set_yticks(places, list(rows))
+    axes.set(
+        xlim=(0, 1.2 * max(found)), xlabel=label("GB; the black mark is what was published", "GB；黑线是公布的数字")
+    )
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    words = label("; ", "；").join(_row_words(name, *row) for name, row in rows.items())
+    show(figure, words, label("Published memory and rehearsals", "公布的内存与预演"))
+
+
+def _row_words(name: str, published: float, rehearsed: float, possible: bool) -> str:
+    end = "" if possible else label(", too slow a card for the time printed", "，按公布的用时，显卡来不及")
+    return (
+        label(
+            f"{name}: {published / 1e9:.1f} GB published, {rehearsed / 1e9:.1f} rehearsed",
+            f"{name}：公布 {published / 1e9:.1f} GB，预演 {rehearsed / 1e9:.1f} GB",
+        )
+        + end
+    )
+
+
+def table_rows(table: Sequence[Mapping[str, Any]]) -> dict[int, Pair]:
+    """The rows of a table by their tokens, as `plot_lengths` takes them.
+
+    Args:
+        table: "lengths" of `aquila2_tut.memory.compared.compared`.
+    """
+    return {int(row["tokens"]): {name: row[name] for name in _NAMES} for row in table}
