@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from aquila2_tut.terminal import add_common, printable
+from aquila2_tut.terminal import add_common, first_to_say, printable
 
 PROGRAM = "aquila2-tut"
 FAILED, INTERRUPTED = 2, 130
@@ -284,7 +284,8 @@ def _told_errors() -> Iterator[list[int]]:
     except Exception as error:
         if not is_ours(error):
             raise
-        print(error_line(error), file=sys.stderr)
+        if first_to_say(line := error_line(error)):
+            print(line, file=sys.stderr, flush=True)
         outcome[0] = FAILED
 
 

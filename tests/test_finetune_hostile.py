@@ -1,5 +1,6 @@
 """`aquila2-tut finetune` and `merge` in the hands of people who mistype: one line that says what to do."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -167,7 +168,10 @@ def test_ctrl_c_says_how_to_go_on(files, tmp_path):
     argv += ["--set", "steps=4000", "save_every=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LANG": "zh_CN.UTF-8", "LC_ALL": "", "LC_MESSAGES": ""}
     command = [sys.executable, "-m", "aquila2_tut.cli", *argv]
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    options = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # A test run that was put into the background hands down "ignore Ctrl-C" to all its children.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, env=environment, preexec_fn=heard, **options)
     while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -33,7 +33,7 @@ ORDER = [
 ALLOWED_OF_ROOM = {("model", "chat"): "aquila2_tut.chat.generate"}  # of chat, the model takes one mixin
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec"}
-EXEC_IS_THE_JOB = {"evaluate/sandbox.py"}  # runs programs that a model wrote, in a process of their own
+EXEC_IS_THE_JOB = {"evaluate/cage.py"}  # runs programs that a model wrote, in a process of their own
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8"), str(file)) for file in FILES}

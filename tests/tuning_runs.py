@@ -1,8 +1,13 @@
 """Small fine-tuning runs, also in processes of their own, for tests that kill them."""
 
 import json
+import os
 import random
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 SHAPE = {
@@ -61,6 +66,7 @@ def some_conversations(file: Path, count: int = 24, seed: int = 0) -> Path:
 def small_tuning(base: Path, data: Path, **changes):
     from aquila2_tut.train import Tuning
 
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
     return Tuning(base=str(base), data=str(data), **{**PLAIN, **changes})
 
 
@@ -73,3 +79,62 @@ def run(base: Path, data: Path, folder: Path, changes: dict) -> None:
 
     torch.set_num_threads(1)
     finetune(small_tuning(base, data, **changes), folder, AutoLoader)
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def torchrun(processes: int, *command: str, timeout: float = 200, **variables: str) -> subprocess.CompletedProcess:
+    """Runs a file or a module (-m NAME) in several processes that know of each other."""
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    start += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+    paths = os.pathsep.join([str(NANO.parent.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    options = {"capture_output": True, "text": True, "env": environment, "check": False, "timeout": timeout}
+    return subprocess.run([*start, *map(str, command)], **options)
+
+
+def run_noted(base: Path, data: Path, folder: Path, changes: dict, dies_at: int = 0) -> None:
+    """What each of several processes does: a run, and a note `rank-N.json` of what it saw.
+
+    Args:
+        dies_at: the step after which the last process is killed as by the system; 0 for none.
+    """
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    from aquila2_tut import AutoLoader
+    from aquila2_tut.train import finetune, finetuning
+    from aquila2_tut.train.sharding import own_bytes
+    from aquila2_tut.train.tuner import Tuner
+
+    rank, last = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE"))
+    note = {}
+
+    class Noted(Tuner):
+        def _maybe_log_save_evaluate(self, *arguments, **options):
+            parameters = list(self.model.parameters())
+            note.update(
+                split=sum(isinstance(p, DTensor) for p in parameters) / len(parameters),
+                weights=[own_bytes(parameters), sum(p.numel() * p.itemsize for p in parameters)],
+                states=own_bytes(self.optimizer.state_dict()),
+            )
+            super()._maybe_log_save_evaluate(*arguments, **options)
+            if dies_at == self.state.global_step and rank == last - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    finetuning.Tuner = Noted
+    torch.set_num_threads(1)
+    finetune(small_tuning(base, data, **changes), folder, AutoLoader)
+    folder.joinpath(f"rank-{rank}.json").write_text(json.dumps(note))
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    run_noted(*(Path(given[name]) for name in ("base", "data", "folder")), given["changes"], given.get("dies_at", 0))

@@ -1,4 +1,4 @@
-"""Graphics cards: what their data sheets promise, and how much of their memory a program gets to see."""
+"""Graphics cards and their connections: what data sheets promise, and how much memory a program gets to see."""
 
 from __future__ import annotations
 
@@ -48,13 +48,27 @@ class GPU:
         return max(flops / self.flops, moved / self.bandwidth)
 
 
-def _load() -> dict[str, GPU]:
-    rows = json.loads(resources.files(__package__).joinpath("hardware.json").read_text(encoding="utf-8"))["gpus"]
-    return {row["name"]: _gpu(**row) for row in rows}
+@dataclass(frozen=True)
+class Link:
+    """A connection of cards or machines.
+
+    Args:
+        name: of the kind of connection.
+        bandwidth: bytes a second, each direction; for a network, of one port.
+        source: where it is published.
+    """
+
+    name: str
+    bandwidth: float
+    source: str
+
+
+_TABLES = json.loads(resources.files(__package__).joinpath("hardware.json").read_text(encoding="utf-8"))
 
 
 def _gpu(memory_gib: int, usable_mib: int, capability: list[int], **rest: object) -> GPU:
     return GPU(memory=memory_gib * 1024 * _MIB, usable=usable_mib * _MIB, capability=tuple(capability), **rest)
 
 
-GPUS: dict[str, GPU] = _load()
+GPUS: dict[str, GPU] = {row["name"]: _gpu(**row) for row in _TABLES["gpus"]}
+LINKS: dict[str, Link] = {row["name"]: Link(**row) for row in _TABLES["links"]}

@@ -21,6 +21,7 @@ from .quant_plots import (
     plot_speed_and_memory,
     plot_weights_and_levels,
 )
+from .scaling_plots import plot_held, plot_placement, strategy_name
 from .training_plots import (
     plot_bits,
     plot_documents,
@@ -41,6 +42,7 @@ __all__ = [
     "plot_effect",
     "plot_error_against_bits",
     "plot_growth",
+    "plot_held",
     "plot_layer_errors",
     "plot_lengths",
     "plot_losses",
@@ -49,6 +51,7 @@ __all__ = [
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_placement",
     "plot_power_law",
     "plot_published",
     "plot_roofline",
@@ -61,6 +64,7 @@ __all__ = [
     "show",
     "show_mask",
     "slope",
+    "strategy_name",
     "styled",
     "table_rows",
 ]

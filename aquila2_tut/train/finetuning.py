@@ -1,7 +1,7 @@
 """Fine-tuning on conversations: all weights, LoRA or Q-LoRA, from one recipe. The command `aquila2-tut finetune`.
 
 The loop is transformers', the adapters are peft's, the four bits are bitsandbytes'. A run may be killed at any moment
-and is simply given again: it goes on with the same bits.
+and is simply given again: it goes on with the same bits, or, with another number of processes, with the same rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .lora import linears
 from .pretrain import write_log
 from .recipe import claim, load_recipe, refuse_faults
 from .tuner import Tuner
-from .tuning import Tuning, world_size
+from .tuning import SHARED_OUT, Tuning, world_size
 from .tuning_data import data_files, tuning_data
 
 WORDS: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
@@ -72,10 +72,10 @@ def finetune(recipe: Tuning | str | Path, folder: str | Path, opener: Opener, la
     data_files(recipe)  # before a base model of many gigabytes is fetched
     loader = open_base(recipe, opener)
     template, tokenizer = choose_template(recipe, loader.name), loader.get_tokenizer()
-    check_length(recipe, loader.config)
+    check_model(recipe, loader.config)
     data = tuning_data(recipe, tokenizer, template)
     if os.environ.get("RANK", "0") == "0":
-        claim(folder, recipe, data=data.fingerprint)
+        claim(folder, recipe, SHARED_OUT, data=data.fingerprint, rows_a_step=recipe.rows_a_step)
     target = folder / ("model" if recipe.method == "full" else "adapter")
     if target.is_dir():
         return target
@@ -121,8 +121,8 @@ def choose_template(recipe: Tuning, name: str | None) -> Template:
     return get_template(recipe.template) if recipe.template else template_for_model(name or recipe.base)
 
 
-def check_length(recipe: Tuning, config: Aquila2Config) -> None:
-    """Refuses rows that are longer than what the positions were made for.
+def check_model(recipe: Tuning, config: Aquila2Config) -> None:
+    """Refuses rows longer than what the positions were made for, and parts that cannot be split as the recipe wants.
 
     Raises:
         TrainError: they are.
@@ -131,6 +131,10 @@ def check_length(recipe: Tuning, config: Aquila2Config) -> None:
         raise TrainError(
             f"length: {recipe.length} tokens, and the context of {recipe.base} holds {config.context_length}: "
             "a shorter row, or rope_parameters in its config.json that stretch them"
+        )
+    if recipe.also_train and recipe.sharding == "fsdp2" and config.tie_word_embeddings:
+        raise TrainError(
+            f"also_train: {recipe.base} shares its embedding with its head, which fsdp2 cannot split: zero2"
         )
 
 

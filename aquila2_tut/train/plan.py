@@ -17,7 +17,7 @@ from ..data.packing import collate
 from ..model import Aquila2ForCausalLM
 from ..tokenizer import load_tokenizer
 from .errors import TrainError
-from .finetuning import WORDS, Opener, as_recipe, check_length, choose_template, open_base, tunable
+from .finetuning import WORDS, Opener, as_recipe, check_model, choose_template, open_base, tunable
 from .tuning import Tuning, world_size
 from .tuning_data import TuningData, show_batch, tuning_data
 
@@ -66,7 +66,7 @@ def dry_run(
     recipe, words = as_recipe(recipe), WORDS[language]
     config, tokenizer, name, here = _base(recipe, opener)
     template = choose_template(recipe, name)
-    check_length(recipe, config)
+    check_model(recipe, config)
     data = tuning_data(recipe, tokenizer, template)
     trainable = trainable_parameters(recipe, config, name)
     share, total = trainable / config.parameter_count, config.parameter_count
@@ -115,8 +115,7 @@ def _template_line(template: str, name: str, words: Mapping[str, str]) -> str:
 
 
 def _data_lines(recipe: Tuning, data: TuningData, words: Mapping[str, str]) -> list[str]:
-    rows, processes = len(data.train), world_size()
-    at_once = recipe.batch_size * recipe.accumulation * processes
+    rows, processes, at_once = len(data.train), world_size(), recipe.rows_a_step
     steps = recipe.steps or math.ceil(recipe.epochs * math.ceil(rows / at_once))
     lines = [
         words["data"].format(

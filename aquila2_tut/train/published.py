@@ -1,5 +1,5 @@
 """Figures that a notebook cannot measure itself: how the real Aquila2 models were pretrained, by what is published and
-by arithmetic; and what three methods of fine-tuning reach with three seeds, as a script in `benchmarks/` found it."""
+by arithmetic; and what scripts in `benchmarks/` found of fine-tuning: three methods with three seeds, and its speed."""
 
 from __future__ import annotations
 
@@ -108,3 +108,12 @@ def measured_methods(model: str) -> dict[str, Any]:
     if model not in rows:
         raise TrainError(f"the methods were not measured on {model!r}; known: {', '.join(rows)}")
     return rows[model]
+
+
+def measured_speed() -> dict[str, Any]:
+    """Fine-tuning here against transformers' Trainer with peft, measured by `benchmarks/finetune.py`.
+
+    Returns:
+        The conditions, the data, and of each method "conversations" and "batch": both sides' figures and their ratios.
+    """
+    return json.loads(resources.files(__package__).joinpath("speed.json").read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -208,12 +208,13 @@ def _settings(file: Path) -> dict[str, Any]:
         raise TrainError(f"{file}: no JSON: {error}; give another folder, or remove this one") from None
 
 
-def claim(folder: Path, recipe: Run, **more: Any) -> None:
+def claim(folder: Path, recipe: Run, free: Collection[str] = (), **more: Any) -> None:
     """Makes a folder that of one recipe.
 
     Args:
         folder: of the run.
         recipe: its recipe.
+        free: the fields that may be others when a run goes on.
         more: what else must be the same when a run goes on.
 
     Raises:
@@ -221,7 +222,8 @@ def claim(folder: Path, recipe: Run, **more: Any) -> None:
     """
     content, file = dataclasses.asdict(recipe) | more, folder / "recipe.json"
     if file.is_file():
-        return refuse_other_settings(folder, _settings(file), content)
+        fixed = {name: value for name, value in content.items() if name not in free}
+        return refuse_other_settings(folder, _settings(file), fixed)
     fresh = folder / "recipe.json.new"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,35 +1,40 @@
 """The production path: transformers' Trainer, with what it lacks for these models.
 
 The loss never holds all logits, a checkpoint is there as a whole or not at all, a run goes on by itself where it was
-stopped, with the same data in the same order and the same dice, and the progress bar speaks of tokens. Several GPUs,
-FSDP, DeepSpeed and everything else is transformers' own.
+stopped, with the same data in the same order and the same dice, and the progress bar speaks of tokens. A checkpoint of
+an FSDP run is an ordinary one. Several GPUs, DeepSpeed and everything else is transformers' own.
 
-Copies in two processes have been run on a CPU here, with the weights of one process. No way on several GPUs has, nor
-have FSDP and DeepSpeed.
+Copies and FSDP2 in two processes have been run on a CPU here, with the weights of one process. No way on several GPUs
+has, nor has DeepSpeed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
+from torch.distributed import DistError
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.packing import Row, Sample, collate
-from .checkpoints import checkpoints, forget_unfinished, unfinished, written_whole
+from .checkpoints import checkpoints, forget_unfinished, last_good, unfinished, written_whole
+from .errors import TrainError
 from .loss import causal_loss
+from .sharding import load_optimizer, load_whole, save_optimizer, shard_on_cpu
 
 
 class Aquila2Trainer(Trainer):
@@ -76,7 +81,45 @@ class Aquila2Trainer(Trainer):
             self._load_from_checkpoint(str(folder / f"checkpoint-{best}" if best else found[-1]))
             self.state = state
         else:
-            self.train(resume_from_checkpoint=str(found[-1]) if found else None)
+            with _told_of_lost_process(folder):
+                self.train(resume_from_checkpoint=str(found[-1]) if found else None)
+
+    # --- sharded weights ---------------------------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers', and on CPUs FSDP is FSDP too."""
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args and not self.is_fsdp_enabled:
+            shard_on_cpu(self.accelerator, FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args))
+            self.is_fsdp_enabled = self.accelerator.distributed_type == DistributedType.FSDP
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        main, folder = self.args.should_save, Path(output_dir)
+        save_optimizer(self.optimizer, folder / OPTIMIZER_NAME, main)
+        if main:
+            torch.save(self.lr_scheduler.state_dict(), folder / SCHEDULER_NAME)
+        return None
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        load_optimizer(self.optimizer, self.model, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        return None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return load_whole(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if not self.is_fsdp_enabled:
+            return super()._load_best_model()
+        return load_whole(self.model, Path(self.state.best_model_checkpoint))
+
+    # --- whole checkpoints -------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -85,7 +128,8 @@ class Aquila2Trainer(Trainer):
         folder = Path(super()._get_output_dir(trial))
         target = folder / f"checkpoint-{self.state.global_step}"
         if not self.args.should_save:  # another process of this machine does the moving
-            return self._save_into(unfinished(target), model, trial)
+            self._save_into(unfinished(target), model, trial)
+            return self._name_best(folder)
         with written_whole(target) as place:
             self._save_into(place, model, trial)
             for file in (place / target.name).iterdir():
@@ -110,6 +154,24 @@ class Aquila2Trainer(Trainer):
         """transformers has looked for the best checkpoint where this one was being written."""
         if self.state.best_global_step:
             self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+
+
+@contextlib.contextmanager
+def _told_of_lost_process(folder: Path) -> Iterator[None]:
+    """Says in a line what a process sees of the end of another one; left to itself it is a page of calls.
+
+    Raises:
+        TrainError: another process of the run is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise TrainError(
+            "another process of this run has ended: its own lines, or torchrun's list below, say of what. "
+            f"{last_good(folder)}. The same command goes on from there"
+        ) from error
 
 
 def _was_stopped(state: TrainerState) -> bool:

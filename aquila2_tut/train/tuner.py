@@ -30,6 +30,7 @@ from ..terminal import printable
 from .checkpoints import last_good
 from .errors import TrainError
 from .loss import head_loss
+from .sharding import stored_once
 from .trainer import Aquila2Trainer
 from .tuning import Tuning, tuning_arguments
 from .tuning_data import TuningData, show_batch
@@ -164,7 +165,7 @@ class Tuner(Aquila2Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         with _without_bars():
             if not hasattr(self.model, "peft_config"):
-                super()._save(output_dir, state_dict)
+                super()._save(output_dir, state_dict and stored_once(self.model, state_dict))
             elif self.args.should_save:
                 # Left to itself peft asks a hub on the network whether the vocabulary has grown.
                 options = {"state_dict": state_dict, "save_embedding_layers": False}

@@ -24,6 +24,8 @@ OPTIMIZERS = {
     "adamw-paged-8bit": "paged_adamw_8bit",
 }
 SHARDINGS = ("zero2", "zero3", "fsdp2")
+# What may be another when a run goes on, as long as a step has as many rows: how the processes share them.
+SHARED_OUT = ("batch_size", "accumulation", "sharding")
 _WHOLE_WEIGHTS = ("", "zero2")  # every process has all of the weights, and can answer a question
 
 
@@ -106,6 +108,11 @@ class Tuning(Run):
         return bool(self.eval_data or self.eval_share)
 
     @property
+    def rows_a_step(self) -> int:
+        """Rows that move the weights once, in all processes together."""
+        return self.batch_size * self.accumulation * world_size()
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the products."""
         return PRECISIONS[self.precision]
@@ -157,6 +164,8 @@ class Tuning(Run):
                 "sharding",
                 f"{self.sharding} splits weights, which bitsandbytes' four bits do not bear: zero2, or none",
             )
+        if self.sharding == "fsdp2" and self.optimizer != "adamw":
+            yield "optimizer", f"{self.optimizer} is bitsandbytes', which does not split its state as fsdp2 does: adamw"
         if self.ask and self.sharding not in _WHOLE_WEIGHTS:
             yield "ask", f"no process has all weights under {self.sharding}, so none can answer: leave it out"
         if self.eval_data and self.eval_share:
@@ -170,11 +179,6 @@ class Tuning(Run):
             yield "precision", "float16 needs a GPU, and torch sees none here: bfloat16 or float32"
         if "paged" in self.optimizer and not torch.cuda.is_available():
             yield "optimizer", f"{self.optimizer} moves its state between GPU and host, and there is no GPU: adamw-8bit"
-        if self.sharding == "fsdp2" and not torch.cuda.is_available():
-            yield (
-                "sharding",
-                "accelerate shards by FSDP on GPUs only, and makes copies on a CPU without a word: leave it out",
-            )
         if self.sharding.startswith("zero") and not find_spec("deepspeed"):
             yield "sharding", f"{self.sharding} needs DeepSpeed: pip install deepspeed, or take fsdp2"
         if (self.method == "qlora" or "bit" in self.optimizer or "paged" in self.optimizer) and not find_spec(
@@ -225,8 +229,8 @@ def _moments(recipe: Tuning) -> dict[str, Any]:
 
 def _sharding(recipe: Tuning) -> dict[str, Any]:
     config = str(FOLDER / f"{recipe.sharding}.json")
-    if recipe.sharding == "fsdp2":
-        return {"fsdp": True, "fsdp_config": config}
+    if recipe.sharding == "fsdp2":  # a single process has nobody to share with
+        return {"fsdp": True, "fsdp_config": config} if world_size() > 1 else {}
     return {"deepspeed": config} if recipe.sharding else {}
 
 
