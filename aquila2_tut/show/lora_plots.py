@@ -10,7 +10,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from .plots import BLUE, GREEN, INK, MUTED, ORANGE, label, new_figure, show, styled
+from .plots import BLUE, GREEN, INK, MUTED, ON_BLUE, ON_COLOUR, ORANGE, label, new_figure, show, styled
 
 Pair = Mapping[str, Mapping[str, float]]  # "lora" and "qlora" -> "peak" in bytes, "seconds" a step
 _NAMES = {"lora": "LoRA", "qlora": "Q-LoRA"}
@@ -92,7 +92,9 @@ def plot_published(rows: Mapping[str, tuple[float, float, bool]]) -> None:
     found = [rehearsed / 1e9 for _, rehearsed, _ in rows.values()]
     colours = [BLUE if possible else ORANGE for *_, possible in rows.values()]
     bars = axes.barh(places, found, 0.55, color=colours)
-    axes.bar_label(bars, [f"{value:.1f}" for value in found], padding=5)
+    texts = axes.bar_label(bars, [f"{value:.1f}" for value in found], label_type="center")
+    for text, (*_, possible) in zip(texts, rows.values(), strict=True):
+        text.set_color(ON_BLUE if possible else ON_COLOUR)
     for place, (published, *_) in zip(places, rows.values(), strict=True):
         axes.plot([published / 1e9] * 2, [place - 0.4, place + 0.4], color=INK, linewidth=3)
     axes.set_yticks(places, list(rows))
