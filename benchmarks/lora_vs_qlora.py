@@ -15,9 +15,8 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from aquila2_tut.memory.compared import least_seconds
 from aquila2_tut.memory.formula import formula_of
-from aquila2_tut.memory.rehearse import result_of, tracked
+from aquila2_tut.memory.rehearse import rehearse_setting
 from aquila2_tut.memory.setting import Setting, setting
 
 TARGET = Path(__file__).parent.parent / "aquila2_tut" / "memory" / "lora_vs_qlora.json"
@@ -34,14 +33,13 @@ README = [
 
 def rehearsed(wanted: Setting) -> dict[str, float]:
     """What is kept of a rehearsal."""
-    tracker = tracked(wanted)
-    found = result_of(wanted, tracker)
+    found = rehearse_setting(wanted)
     return {
         "peak": found.peak_bytes,
         "derived": formula_of(wanted).peak_bytes,
         "reserved": found.reserved_bytes,
         "flops": found.flops,
-        "seconds": round(least_seconds(tracker, wanted.card), 5),
+        "seconds": round(found.least_seconds, 5),
     }
 
 

@@ -4,8 +4,8 @@ import pytest
 from figures import described, draw, well_made
 
 from aquila2_tut import Aquila2Config
-from aquila2_tut.memory.compared import compared, least_seconds, linear_weights, penalty_seconds, saved_bytes
-from aquila2_tut.memory.rehearse import tracked
+from aquila2_tut.memory.compared import compared, linear_weights, penalty_seconds, saved_bytes
+from aquila2_tut.memory.rehearse import rehearse, rehearse_setting
 from aquila2_tut.memory.setting import setting
 from aquila2_tut.show import plot_lengths, plot_published, table_rows
 
@@ -68,7 +68,7 @@ def test_a_rehearsed_penalty_is_the_derived_one(tokens):
     found = {}
     for method in ("lora", "qlora"):
         wanted = setting(model=config, method=method, batch_size=1, seq_len=tokens)
-        found[method] = least_seconds(tracked(wanted), wanted.card)
+        found[method] = rehearse_setting(wanted).least_seconds
     assert found["qlora"] - found["lora"] == pytest.approx(penalty_seconds(wanted), rel=0.1)
 
 
@@ -84,6 +84,13 @@ def test_the_rows_of_the_file_keep_to_the_derivation():
         assert qlora["seconds"] - lora["seconds"] == pytest.approx(penalty, rel=0.03)
     for row in table["readme"]:
         assert row["derived"] == pytest.approx(row["peak"], rel=0.03)
+
+
+def test_a_row_of_the_file_is_rehearsed_again():
+    row = table_rows(compared()["lengths"])[512]["qlora"]
+    again = rehearse("AquilaChat2-7B-16K", "qlora", batch_size=1, seq_len=512)
+    assert (again.peak_bytes, again.flops) == (row["peak"], row["flops"])
+    assert again.least_seconds == pytest.approx(row["seconds"], abs=1e-5)
 
 
 def test_published_rows_name_their_source():

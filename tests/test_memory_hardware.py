@@ -23,7 +23,7 @@ def test_a_program_sees_nearly_all_of_the_memory(gpu):
 def test_error_correction_in_the_memory_itself_takes_a_sixteenth():
     """GDDR6 has no room of its own for it: one bit in sixteen. HBM has."""
     assert GPUS["T4"].withheld == GPUS["T4"].memory / 16
-    for name in ("L4", "A10"):
+    for name in ("L4", "L20", "A10"):
         assert GPUS[name].withheld == pytest.approx(GPUS[name].memory / 16, rel=0.01)
     assert GPUS["A100-80G"].withheld == 0
 
@@ -35,6 +35,7 @@ UNITS = {
     "RTX 3090": (82, 512, 1695e6),
     "RTX 4090": (128, 512, 2520e6),
     "L4": (58, 1024, 2040e6),
+    "L20": (92, 512, 2520e6),
     "A10": (72, 1024, 1695e6),
     "A100-40G": (108, 2048, 1410e6),
     "A100-80G": (108, 2048, 1410e6),
@@ -54,6 +55,7 @@ BUSES = {
     "RTX 3090": (384, 19.5e9),
     "RTX 4090": (384, 21e9),
     "L4": (192, 12.5e9),
+    "L20": (384, 18e9),
     "A10": (384, 12.5e9),
     "A100-40G": (5120, 2.43e9),
     "A100-80G": (5120, 3.186e9),

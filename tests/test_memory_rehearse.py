@@ -1,6 +1,7 @@
 """Rehearsals against real steps, the closed form, torch's own counters and the original README's table."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import aquila2_tut
 from aquila2_tut.cli import main
 from aquila2_tut.config import Aquila2Config
 from aquila2_tut.data.packing import Row
@@ -246,6 +248,16 @@ def test_the_trainer_is_measured(tmp_path):
     assert alive["weights"] == 4 * trained
     assert alive["optimizer"] == pytest.approx(8 * trained, rel=0.01)
     assert callback.found.peak_bytes == sum(alive.values())
+
+
+def test_what_stands_at_the_peak_has_its_own_name_and_line():
+    """cuBLAS' workspace is no activation, and the gradient of the table comes from the line that looks words up."""
+    found = rehearse("Aquila2-Nano", "full", batch_size=4, seq_len=256)
+    assert {one.label for one in found.top if one.op == "cuBLAS"} == {"workspace"}
+    tables = [one for one in found.top if "embedding_dense_backward" in one.op]
+    assert tables and all(one.line.startswith("model/modeling.py") for one in tables)
+    source = (Path(aquila2_tut.__file__).parent / "model" / "modeling.py").read_text().splitlines()
+    assert "embed_tokens(" in source[int(tables[0].line.rpartition(":")[2]) - 1]
 
 
 def test_what_checkpointing_saves():

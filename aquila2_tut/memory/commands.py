@@ -118,7 +118,7 @@ def _plan_lines(fitting: list[Setting], gpu: str, text: dict[str, str]) -> Itera
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:7.2f} GB"
+    return f"{size / 1e9:7.2f} GB" if size >= 1e8 else f"{size / 1e6:7.2f} MB"
 
 
 def _lines(found: Rehearsal, made: list[Change], text: dict[str, str]) -> Iterator[str]:

@@ -11,11 +11,8 @@ from typing import Any
 
 from ..config import Aquila2Config
 from ..quant.sizes import linear_shapes, predicted_bytes
-from .hardware import GPU
 from .setting import Setting
-from .tracker import Tracker, Work
 
-_FOUR_BIT = "bitsandbytes.gemm_4bit.default"
 _DONE_ANEW = 2  # a matrix is multiplied with in the forward pass and in the backward pass; checkpointing adds one
 
 
@@ -45,27 +42,6 @@ def penalty_seconds(wanted: Setting) -> float:
     """
     times = _DONE_ANEW + wanted.checkpointing
     return times * linear_weights(wanted.config) * (0.5 + wanted.dtype.itemsize) / wanted.card.bandwidth
-
-
-def least_seconds(tracker: Tracker, card: GPU) -> float:
-    """What a rehearsed step takes if every operator reaches the card's peak, where a product with a matrix in four bits
-    is two: one writes the numbers, the next reads them. `Rehearsal.least_seconds` takes it for one, which it is not on
-    a GPU once there are many rows.
-
-    Args:
-        tracker: of the rehearsal.
-        card: the card.
-
-    Source: bitsandbytes 0.50, backends/cuda/ops.py, gemm_4bit.
-    """
-    made = {a.birth: a.bytes for a in tracker.allocations if a.op == _FOUR_BIT and not a.shape}
-    return sum(_seconds(work, made.get(at, 0), card) for at, work in enumerate(tracker.work))
-
-
-def _seconds(work: Work, numbers: int, card: GPU) -> float:
-    codes = numbers / 4.125  # of two bytes and a sixteenth a weight, half a byte
-    written = (numbers + codes) / card.bandwidth
-    return written + card.least_seconds(work.flops, work.moved - codes + numbers if numbers else work.moved)
 
 
 def compared() -> dict[str, Any]:

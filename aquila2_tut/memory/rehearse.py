@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..config import Aquila2Config
 from .allocator import reserved_bytes
 from .setting import Setting, setting
-from .stage import CUDA_WORKSPACE, as_on_cuda, empty_model, extra_flops, furnish
+from .stage import CUDA_KERNELS, CUDA_WORKSPACE, as_on_cuda, empty_model, extra_flops, furnish
 from .step import make_batch, make_optimizer, train_step
 from .tracker import Allocation, Moment, Tracker
 from .unseen import bucket_bytes, cublas_bytes, gathered_bytes, outside_bytes
@@ -40,7 +40,7 @@ class Rehearsal:
         peak_at: its number.
         flops: floating-point operations of a step, those of recomputing included.
         moved_bytes: inputs and results of all operators, none of them fused.
-        least_seconds: what a step takes if every operator reaches the card's peak.
+        least_seconds: what a step takes if every kernel reaches the card's peak.
         top: the ten largest allocations at the peak.
         timeline: one moment for each operator.
         reserved_bytes: as `peak_bytes`, with all that the caching allocator has taken, by its own rules; more than
@@ -124,7 +124,7 @@ def rehearse(
 
 def rehearse_setting(wanted: Setting) -> Rehearsal:
     """Rehearses a setting, see `rehearse`."""
-    return result_of(wanted, tracked(wanted))
+    return _result(wanted, tracked(wanted))
 
 
 def tracked(wanted: Setting) -> Tracker:
@@ -133,7 +133,8 @@ def tracked(wanted: Setting) -> Tracker:
     share = {"gradients": shared, "optimizer": shared}
     if wanted.strategy in ("zero3", "fsdp2"):
         share["weights"] = shared
-    tracker = Tracker(wanted.config.vocab_size, workspace=CUDA_WORKSPACE, share=share, flops=extra_flops())
+    cuda = {"workspace": CUDA_WORKSPACE, "kernels": CUDA_KERNELS}
+    tracker = Tracker(wanted.config.vocab_size, share=share, flops=extra_flops(), **cuda)
     model = empty_model(wanted)
     with FakeTensorMode(), as_on_cuda(model, wanted):
         furnish(model, _like)
@@ -151,6 +152,7 @@ def follow(wanted: Setting, model: nn.Module, tracker: Tracker, unseen: bool = F
         unseen: whether the buffers of libraries that are not called count too.
     """
     with tracker.watching(model), tracker:
+        tracker.stage = "before"
         if unseen:
             _hold_unseen(wanted, tracker)
         tracker.stage = "optimizer"
@@ -181,7 +183,7 @@ def _hold_unseen(wanted: Setting, tracker: Tracker) -> None:
         tracker.hold(gathered, "buckets", "gathered weights")
 
 
-def result_of(wanted: Setting, tracker: Tracker) -> Rehearsal:
+def _result(wanted: Setting, tracker: Tracker) -> Rehearsal:
     """What an account says.
 
     Args:

@@ -26,12 +26,13 @@ from ..train.lora import linears
 from ..train.tuning import PRECISIONS
 from .errors import RehearsalError
 from .setting import Setting
-from .tracker import Workspace
+from .tracker import Kernels, Work, Workspace
 
 _BLOCK = 64  # weights that share a scale, bitsandbytes' own choice
 aten = torch.ops.aten
 _ATTENTION = "aten._scaled_dot_product_flash_attention_for_cpu.default"
 _ATTENTION_BACKWARD = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
+_FOUR_BIT = "bitsandbytes.gemm_4bit.default"
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -196,8 +197,20 @@ def _four_bit_product_bytes(func: Any, args: tuple, out: Any) -> int:
 
 CUDA_WORKSPACE: dict[str, Workspace] = {
     _ATTENTION_BACKWARD: _attention_backward_bytes,
-    "bitsandbytes.gemm_4bit.default": _four_bit_product_bytes,
+    _FOUR_BIT: _four_bit_product_bytes,
 }
+
+
+def _four_bit_kernels(func: Any, args: tuple, out: Any, work: Work) -> tuple[Work, Work]:
+    """Two on a GPU, once there are many rows: one reads codes and writes numbers, the next multiplies with them.
+
+    Source: bitsandbytes 0.50, backends/cuda/ops.py, gemm_4bit.
+    """
+    codes, numbers = args[2][0] * args[2][1] // 2, _four_bit_product_bytes(func, args, out)
+    return Work(0, codes + numbers), Work(work.flops, work.moved - codes + numbers)
+
+
+CUDA_KERNELS: dict[str, Kernels] = {_FOUR_BIT: _four_bit_kernels}
 
 
 def _attention_flops(q: tuple, k: tuple, causal: bool, products: int) -> int:

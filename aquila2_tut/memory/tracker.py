@@ -12,7 +12,7 @@ import contextlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NamedTuple
@@ -87,6 +87,7 @@ class Work(NamedTuple):
 
 
 Workspace = Callable[[Any, tuple, Any], int]
+Kernels = Callable[[Any, tuple, Any, Work], Sequence[Work]]
 
 
 class Tracker(TorchDispatchMode):
@@ -96,13 +97,14 @@ class Tracker(TorchDispatchMode):
         vocab_size: a table with so many columns is one of logits.
         grain: bytes rounded as the allocator of the device does; the default is CUDA's.
         workspace: operator's name -> bytes that it takes inside and gives back, from (func, args, result).
+        kernels: operator's name -> what its kernels do, one after the other, from (func, args, result, work as one).
         share: label -> by how much what carries it is divided among processes, for one of which the account is.
         flops: further formulas beside torch's own, as in `torch.utils.flop_counter`.
 
     Attributes:
         allocations: every storage there was.
         moments: one for each operator; number 0 is the state before.
-        work: of each operator.
+        work: of each operator, or of each of its kernels.
     """
 
     def __init__(
@@ -112,11 +114,12 @@ class Tracker(TorchDispatchMode):
         workspace: Mapping[str, Workspace] | None = None,
         share: Mapping[str, int] | None = None,
         flops: Mapping[Any, Callable[..., int]] | None = None,
+        kernels: Mapping[str, Kernels] | None = None,
     ) -> None:
         super().__init__()
         self.vocab_size, self.grain = vocab_size, grain
         self.workspace, self.share = dict(workspace or {}), dict(share or {})
-        self.formulas = {**flop_registry, **(flops or {})}
+        self.formulas, self.kernels = {**flop_registry, **(flops or {})}, dict(kernels or {})
         self.allocations: list[Allocation] = []
         self.moments: list[Moment] = [Moment("", "before", 0, "")]
         self.work: list[Work] = [Work(0, 0)]
@@ -194,7 +197,8 @@ class Tracker(TorchDispatchMode):
         if inside:
             self.allocations.append(Allocation(inside, at, "workspace", name, stage, line, (), at + 1))
         self.moments.append(Moment(name, stage, self.live + inside, line))
-        self.work.append(self._work(func, args, kwargs or {}, out, results))
+        work = self._work(func, args, kwargs or {}, out, results)
+        self.work.extend(self.kernels[name](func, args, out, work) if name in self.kernels else (work,))
         return out
 
     def _now(self) -> str:
@@ -219,7 +223,8 @@ class Tracker(TorchDispatchMode):
             line = self._lines.get(node._sequence_nr(), "")
             return line or (_line_of(sys._getframe(2)))
         line = _line_of(sys._getframe(2))
-        self._lines[torch.autograd._get_sequence_nr() - 1] = line
+        # The first operator of a node is the one that it stands for; those after it have its number.
+        self._lines.setdefault(torch.autograd._get_sequence_nr() - 1, line)
         return line
 
     def _work(self, func: Any, args: tuple, kwargs: dict, out: Any, results: list[Tensor]) -> Work:
