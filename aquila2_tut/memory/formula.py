@@ -28,7 +28,7 @@ from ..train.tuning import PRECISIONS, Tuning, world_size
 from .setting import Setting, setting, setting_of
 from .unseen import bucket_bytes, cublas_bytes, gathered_bytes, outside_bytes
 
-_MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAPS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _SMALL_STATE = 4096  # parameters below which bitsandbytes keeps a state in 32 bits: min_8bit_size
 Terms = dict[str, int]
 
@@ -94,7 +94,7 @@ def formula(
 
 def formula_of(wanted: Setting) -> Formula:
     """The closed form for a setting, see `formula`."""
-    sizes = _Sizes(wanted)
+    sizes = Sizes(wanted)
     standing = {
         "weights": sizes.weights,
         "adapters": sizes.adapters,
@@ -123,7 +123,7 @@ def tuning_memory(recipe: Tuning, config: Aquila2Config, trainable: int) -> Tuni
     return TuningMemory(weights, trained, max(0, found.allocated_bytes - weights - trained))
 
 
-class _Sizes:
+class Sizes:
     """The terms of a setting."""
 
     def __init__(self, wanted: Setting) -> None:
@@ -154,18 +154,22 @@ class _Sizes:
         return stored.total + kept * (self.between - 2) // 2
 
     @cached_property
-    def adapted(self) -> list[tuple[int, int]]:
-        """The maps (out, in) of a layer that have an adapter."""
-        targets, shapes = self.wanted.targets, dict(zip(_MAPS, linear_shapes(self.config), strict=True))
-        every = "all-linear" in targets
-        return [] if self.full else [shape for name, shape in shapes.items() if every or name in targets]
+    def maps(self) -> dict[str, tuple[int, int]]:
+        """The maps of a layer: name -> (out, in)."""
+        return dict(zip(MAPS, linear_shapes(self.config), strict=True))
+
+    @cached_property
+    def adapted(self) -> dict[str, tuple[int, int]]:
+        """Those that have an adapter."""
+        names = () if self.full else MAPS if "all-linear" in self.wanted.targets else self.wanted.targets
+        return {name: shape for name, shape in self.maps.items() if name in names}
 
     @property
     def trained(self) -> int:
         """S: all parameters, or r (in + out) for each adapted map."""
         if self.full:
             return self.config.parameter_count
-        return self.layers * self.wanted.r * sum(map(sum, self.adapted))
+        return self.layers * self.wanted.r * sum(map(sum, self.adapted.values()))
 
     @property
     def adapters(self) -> int:
@@ -191,7 +195,7 @@ class _Sizes:
     def adapter_inputs(self) -> int:
         """Bytes a token: of each adapted map the input, as the product takes it, and a byte a number for dropout. Where
         nothing is cast or dropped, maps with the same input keep it together."""
-        inputs = [inputs for _, inputs in self.adapted]
+        inputs = [inputs for _, inputs in self.adapted.values()]
         if self.wanted.dropout:
             return sum((self.product + 1) * width for width in inputs)
         return self.product * (sum(inputs) if self.casts else sum(set(inputs)))
@@ -285,7 +289,7 @@ class _Sizes:
 
     def _wide_adapter(self) -> int:
         """Bytes a token where the widest map is adapted: peft takes its input to float32 and back around dropout."""
-        if not self.casts or (self.width, self.ffn) not in self.adapted:
+        if not self.casts or "down_proj" not in self.adapted:
             return 0
         return (2 * self.product + 8) * self.ffn
 
