@@ -30,9 +30,9 @@ from .setting import Setting
 from .tracker import Work
 
 PLACES = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "o_proj": 1, "gate_proj": 2, "up_proj": 2, "down_proj": 3}
-_FLOAT = 4  # bytes
-_NF4 = 0.5 + _FLOAT / 64  # bytes of a weight in four bits: its code, and its share of a scale
-_OPTIMIZER = {"adamw": 28, "adamw-8bit": 16, "masters": 88}  # bytes a parameter, see `Step.optimizer_bytes`
+FLOAT = 4  # bytes
+NF4 = 0.5 + FLOAT / 64  # bytes of a weight in four bits: its code, and its share of a scale
+UPDATE = {"adamw": 28, "adamw-8bit": 16, "masters": 88}  # bytes a parameter, see `Step.optimizer_bytes`
 Kernels = Iterator[tuple[int, Work]]  # how often, and what each does
 
 
@@ -62,16 +62,16 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all cards, if none waits for another."""
-        return self.setting.gpus * self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
+        """Of one card."""
+        return self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
 
     def cost_per_million(self, price: float) -> float:
-        """What a million tokens cost.
+        """What a million tokens cost; as many cards are as many times as fast, and as dear.
 
         Args:
             price: of an hour of one card, in any currency.
         """
-        return price * self.setting.gpus / 3600 * 1e6 / self.tokens_per_second
+        return price / 3600 * 1e6 / self.tokens_per_second
 
 
 def pace_of(wanted: Setting) -> Pace:
@@ -108,7 +108,7 @@ class Step(Sizes):
     @property
     def widen(self) -> int:
         """Bytes of turning a number of a product into a float32, or back."""
-        return _FLOAT + self.product if self.product != _FLOAT else 0
+        return FLOAT + self.product if self.product != FLOAT else 0
 
     def idle(self, place: int) -> int:
         """Whether in the first layer no gradient is wanted of what maps of this place in `PLACES` read: nothing before
@@ -147,7 +147,7 @@ class Step(Sizes):
         """Bytes for each of an adapter's inputs: dropout, of float32 under autocast, with a byte for what it keeps; and
         the adapter's own numbers, cast for the product."""
         around = 2 * self.widen if self.casts else 0
-        wide = _FLOAT if self.casts else self.product
+        wide = FLOAT if self.casts else self.product
         dropout = 2 * wide + 1 if self.wanted.dropout else 0
         return self.tokens * (around + dropout)
 
@@ -156,7 +156,7 @@ class Step(Sizes):
         writes a result and a float32 for each head; backward it reads all of that with a gradient, and writes three."""
         c, wanted = self.config, self.wanted
         triangle = wanted.batch_size * wanted.seq_len**2 * self.queries
-        heads = _FLOAT * c.num_attention_heads
+        heads = FLOAT * c.num_attention_heads
         moved = [self.tokens * (self.product * (k * self.queries + k * self.keys) + heads) for k in (2, 4)]
         yield self.layers * (1 + self.again), Work(2 * triangle, moved[0])
         yield self.layers - self.idle(1), Work(5 * triangle, moved[1])
@@ -167,7 +167,7 @@ class Step(Sizes):
             for name, (out, inputs) in self.maps.items():
                 again = self.again * (name != "down_proj" or name in self.adapted)
                 times = self.layers * (2 + again) - self.idle(PLACES[name])
-                yield times, Work(0, (_NF4 + self.product) * out * inputs)
+                yield times, Work(0, (NF4 + self.product) * out * inputs)
 
     @property
     def chunks(self) -> int:
@@ -188,14 +188,14 @@ class Step(Sizes):
         """What the loss reads and writes beside its products."""
         if self.wanted.loss == "chunked":
             # Cast to float32; greatest, difference, exponent, sum, quotient; cast back.
-            table = 2 * self.widen + _FLOAT * (1 + 2 + 2 + 1 + 2)
+            table = 2 * self.widen + FLOAT * (1 + 2 + 2 + 1 + 2)
             hidden = 9 * self.between  # tokens picked, a place made, put there, scaled
             # Summed in float32: a place, for each chunk a product and a sum, and a scale at the end; its cast copy.
-            head = self.full * (_FLOAT * 3 + self.chunks * 2 * _FLOAT + self.cast)
+            head = self.full * (FLOAT * 3 + self.chunks * 2 * FLOAT + self.cast)
         else:
             # Cast, logarithmic softmax; the gradient's place and its product with softmax; cast back.
-            table = 2 * self.widen + _FLOAT * (2 + 1 + 3)
-            table += _FLOAT * 4 if self.wanted.loss == "shifted" else 0  # copied, and its gradient padded
+            table = 2 * self.widen + FLOAT * (2 + 1 + 3)
+            table += FLOAT * 4 if self.wanted.loss == "shifted" else 0  # copied, and its gradient padded
             hidden, head = self.cast, self.full * 2 * self.cast
         return self.tokens * (table * self.config.vocab_size + hidden * self.width) + head * self.table
 
@@ -217,7 +217,7 @@ class Step(Sizes):
         and cast."""
         if self.wanted.fused_norms:
             return 2 * self.between * self.width
-        return (2 * (self.between + _FLOAT) + _FLOAT * (2 + 1 + 2 + 2)) * self.width
+        return (2 * (self.between + FLOAT) + FLOAT * (2 + 1 + 2 + 2)) * self.width
 
     @property
     def norm_backward(self) -> int:
@@ -225,7 +225,7 @@ class Step(Sizes):
         if self.wanted.fused_norms:
             return 3 * self.between * self.width
         parts = 2 + 3 + 2 + 1 + 1 + 2 + 2 + 3 + 3 + self.full * (3 + 1)
-        return (2 * (self.between + _FLOAT) + _FLOAT * parts) * self.width
+        return (2 * (self.between + FLOAT) + FLOAT * parts) * self.width
 
     @property
     def sums_forward(self) -> int:
@@ -255,5 +255,5 @@ class Step(Sizes):
         two may be bytes. With a copy in float32 it is ten operators of torch, with casts there and back."""
         each = self.wanted.trained_dtype.itemsize
         kind = "masters" if self.wanted.keeps_masters and self.wanted.optimizer == "adamw" else self.wanted.optimizer
-        update = _OPTIMIZER[kind] + (2 * each if kind == "masters" else 0)
+        update = UPDATE[kind] + (2 * each if kind == "masters" else 0)
         return self.trained * (3 * each + update) // self.shared

@@ -25,8 +25,8 @@ from ..model.layers import Linear, product
 from .errors import TrainError
 
 # Bytes of a chunk's logits in float32. A CPU is as fast with few tokens at a time; a GPU wants more work at once.
-_CPU_CHUNK, _GPU_CHUNK = 1 << 26, 1 << 28
-_FEW_TOKENS = 128  # with fewer at a time the products get slower
+_CPU_CHUNK, GPU_CHUNK = 1 << 26, 1 << 28
+FEW_TOKENS = 128  # with fewer at a time the products get slower
 _VOCABULARY_ROWS = 1 << 12  # of the head's gradient, added to at a time
 
 
@@ -41,11 +41,11 @@ class _Job(NamedTuple):
 
     def chunks(self) -> tuple[Tensor, ...]:
         """The tokens in chunks of equal size: an eighth of them, but not too few and not too many."""
-        budget = _CPU_CHUNK if device_kind(self.hidden) == "cpu" else _GPU_CHUNK
+        budget = _CPU_CHUNK if device_kind(self.hidden) == "cpu" else GPU_CHUNK
         return self.tokens.split(chunk_size(len(self.tokens), len(self.weight), budget))
 
 
-def chunk_size(tokens: int, vocab_size: int, budget: int = _GPU_CHUNK) -> int:
+def chunk_size(tokens: int, vocab_size: int, budget: int = GPU_CHUNK) -> int:
     """Tokens of a chunk, the largest.
 
     Args:
@@ -53,7 +53,7 @@ def chunk_size(tokens: int, vocab_size: int, budget: int = _GPU_CHUNK) -> int:
         vocab_size: V.
         budget: bytes of a chunk's logits in float32; the default is that of a GPU.
     """
-    at_once = max(1, min(budget // (4 * vocab_size), max(_FEW_TOKENS, tokens // 8)))
+    at_once = max(1, min(budget // (4 * vocab_size), max(FEW_TOKENS, tokens // 8)))
     chunks = max(1, -(-tokens // at_once))
     return max(1, -(-tokens // chunks))
 

@@ -1,6 +1,6 @@
 """Widgets: one ES module each, alive in Jupyter through anywidget, and in the book's pages without a kernel.
 
-The names below are imported when they are first used: the planner needs torch, and most pages do not need the planner.
+The names below are imported when they are first used: the planners need torch, and most pages need no planner.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .memory import memory_planner
     from .planner import quant_planner
     from .tokens import token_viewer, vocabulary_script
 
-_HOME = {"quant_planner": "planner", "token_viewer": "tokens", "vocabulary_script": "tokens"}
+_HOME = {
+    "memory_planner": "memory",
+    "quant_planner": "planner",
+    "token_viewer": "tokens",
+    "vocabulary_script": "tokens",
+}
 
-__all__ = ["quant_planner", "token_viewer", "vocabulary_script"]
+__all__ = ["memory_planner", "quant_planner", "token_viewer", "vocabulary_script"]
 
 
 def __getattr__(name: str) -> Any:
