@@ -1,16 +1,14 @@
 """The quantization planner: the browser counts as Python does, and a page without a kernel is worth clicking."""
 
-import importlib.util
 import itertools
 import json
 import re
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import traitlets
 from html_words import Words
+from widget_pages import KERNEL, run
 
 from aquila2_tut.config import PRESETS, Aquila2Config, ConfigError
 from aquila2_tut.memory import GPUS
@@ -20,25 +18,13 @@ from aquila2_tut.show.widgets import quant_planner
 from aquila2_tut.show.widgets.base import module_and_style
 from aquila2_tut.show.widgets.planner import PLANNED, QuantPlanner, amount, model_facts
 
-ROOT = Path(__file__).resolve().parents[1]
 MODULE, STYLE = module_and_style("quant_planner")
+CHOICES = ("model", "format", "keep", "tokens", "reserve")
 SUBSETS = [(), ("embed_tokens",), ("lm_head",), KEPT]
 LABELS = {  # language -> what the inputs are called
     "en": ("Model", "Format", "embedding", "head", "Tokens in the cache", "Reserve in GB"),
     "zh": ("模型", "格式", "嵌入", "输出层", "KV 缓存的词元数", "预留 GB 数"),
 }
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not path:
-        pytest.skip("no Chromium on this machine; on Debian and Ubuntu: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +36,6 @@ def module_page(chromium):
     page.wait_for_function("!!globalThis.amount")
     yield page
     page.close()
-
-
-def run(page, code, values):
-    """Each value through a function of JavaScript."""
-    return json.loads(page.evaluate(f"text => JSON.stringify(JSON.parse(text).map({code}))", json.dumps(values)))
 
 
 # ---------- the same numbers ----------
@@ -168,25 +149,12 @@ def test_the_style_reaches_nothing_but_the_widget():
 
 # ---------- with a kernel ----------
 
-# What anywidget hands to a module: a state that Python may change at any time, and hears of when it is saved.
-KERNEL = """state => {
-  const listeners = {}, el = document.createElement("div"), model = {
-    saved: [], get: (key) => state[key],
-    set: (key, value) => { state[key] = value; for (const listener of listeners[`change:${key}`] ?? []) listener(); },
-    on: (event, listener) => (listeners[event] ??= new Set()).add(listener),
-    off: (event, listener) => listeners[event]?.delete(listener),
-    save_changes() { model.saved.push([state.model, state.format, state.keep, state.tokens, state.reserve]); },
-  };
-  document.body.replaceChildren(el);
-  Object.assign(globalThis, { model, end: widget.render({ model, el }), count: () => listeners["change:model"].size });
-}"""
-
 
 @pytest.fixture
 def kernel_page(module_page):
     """The planner with a kernel of ours."""
     planner = quant_planner()
-    module_page.evaluate(KERNEL, {name: getattr(planner, name) for name in QuantPlanner.state})
+    module_page.evaluate(KERNEL, [{name: getattr(planner, name) for name in QuantPlanner.state}, list(CHOICES)])
     return module_page
 
 
@@ -204,9 +172,7 @@ def test_python_hears_of_what_is_chosen(kernel_page):
     kernel_page.get_by_label("Reserve in GB").fill("2.5")
     assert kernel_page.evaluate("model.saved.at(-1)") == ["AquilaChat2-34B", "nf4-dq", ["embed_tokens"], 4096, 2.5]
     planner = quant_planner()  # which takes them as they come
-    for name, value in zip(
-        ("model", "format", "keep", "tokens", "reserve"), ("Aquila2-7B", "nf4", [], 1, 2), strict=True
-    ):
+    for name, value in zip(CHOICES, ("Aquila2-7B", "nf4", [], 1, 2), strict=True):
         setattr(planner, name, value)
     assert sum(planner.terms().values()) > 2e9
 
@@ -225,31 +191,14 @@ def test_jupyter_gets_the_live_widget_and_a_page_the_html():
 
 
 @pytest.fixture
-def static_page(chromium, tmp_path, monkeypatch):
+def static_page(open_stored, monkeypatch):
     """Opens the stored output as the book's pages have it, from a file."""
-    pytest.importorskip("sphinx", reason="the book's requirements are not installed: make setup")
-    spec = importlib.util.spec_from_file_location("book_widgets", ROOT / "book/_ext/aquila_book/widgets.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    contexts = []
 
     def open_page(language, width=1280, **choices):
         monkeypatch.setenv("AQUILA2_TUT_LANG", language)
-        body = hooks.insert_widgets(quant_planner(**choices).stored_html(), "_static/")
-        file = tmp_path / f"{language}.html"
-        file.write_text(f'<!doctype html><meta charset="utf-8"><body>{body}</body>', encoding="utf-8")
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}))
-        page = contexts[-1].new_page()
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
-        page.goto(file.as_uri())
-        page.wait_for_selector(".quant-planner select")
-        return page
+        return open_stored(quant_planner(**choices).stored_html(), width)
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def seen(page):

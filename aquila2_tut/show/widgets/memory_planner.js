@@ -234,7 +234,7 @@ function lossBytes(t) {
 function normBytes(t) {
   const ends = 2 * (t.between + FLOAT);
   if (t.s.fused_norms) return [2 * t.between * t.model.width, 3 * t.between * t.model.width];
-  return [(ends + FLOAT * 7) * t.model.width, (ends + FLOAT * (21 + t.full * 4)) * t.model.width];
+  return [(ends + FLOAT * 7) * t.model.width, (ends + FLOAT * (19 + t.full * 4)) * t.model.width];
 }
 
 function elementwiseBytes(t) {
