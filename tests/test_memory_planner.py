@@ -231,9 +231,9 @@ def test_what_python_changes_is_shown(kernel_page):
 
 
 def test_python_hears_of_what_makes_sense_and_of_nothing_else(kernel_page):
-    kernel_page.get_by_label("Rows on each card").fill("0")
+    kernel_page.get_by_label("Batch size, each card").fill("0")
     assert kernel_page.evaluate("model.saved") == []
-    kernel_page.get_by_label("Rows on each card").fill("2")
+    kernel_page.get_by_label("Batch size, each card").fill("2")
     kernel_page.get_by_label("Method").select_option("full")
     values = dict(zip(CHOICES, kernel_page.evaluate("model.saved.at(-1)"), strict=True))
     planner = memory_planner()
@@ -317,6 +317,17 @@ def test_every_control_counts(static_page, language):
         so_far[name] = value
         assert seen(page) != before, name
         assert seen(page) == first_look(memory_planner(**so_far)), name
+    assert not page.errors
+
+
+def test_a_price_is_the_readers(static_page):
+    page = static_page("en")
+    price = page.get_by_label(WORDS["en"]["fields"]["price"], exact=True)
+    assert price.input_value() == ""
+    assert page.locator(".pace td").last.inner_text() == WORDS["en"]["unpriced"]
+    for typed in ("-1", "0", ""):
+        price.fill(typed)
+        assert page.locator(".pace td").last.inner_text() == WORDS["en"]["unpriced"]
     assert not page.errors
 
 

@@ -225,10 +225,10 @@ class MemoryPlanner(BookWidget):
         return f'<tr><th scope="row">{key}{escape(word)}<span class="why">{escape(why)}</span></th>{cells}</tr>'
 
     def _kind_rows(self, found: Pace) -> str:
-        shares = {kind: 100 * seconds / found.least_seconds for kind, seconds in found.seconds.items() if seconds}
+        shares = {kind: _percent(part / found.least_seconds) for kind, part in found.seconds.items() if part}
         kinds = self.words["kinds"]
         return "".join(
-            f'<tr><th scope="row">{kinds[kind]}</th><td>{figure(share)} %</td></tr>' for kind, share in shares.items()
+            f'<tr><th scope="row">{kinds[kind]}</th><td>{share} %</td></tr>' for kind, share in shares.items()
         )
 
     def title(self) -> str:
@@ -270,6 +270,10 @@ def memory_planner(
 
 def _both_units(count: int) -> str:
     return f"{amount(count)} ({amount(count, 1024)})"
+
+
+def _percent(share: float) -> str:
+    return f"{math.floor(1000 * share + 0.5) / 10:.1f}"
 
 
 def _table(kind: str, caption: str, rows: str) -> str:

@@ -319,6 +319,8 @@ export function figure(value) {
   return grouped((floor(value * scale + 0.5) / scale).toFixed(places));
 }
 
+const percent = (share) => (floor(1000 * share + 0.5) / 10).toFixed(1);
+
 function summaryOf(s, found, card, words) {
   const left = card.usable - found.peak;
   const verdict = filled(words[left >= 0 ? "fits" : "lacks"], { amount: amount(Math.abs(left)) });
@@ -382,7 +384,7 @@ function barParts(bar, terms, found, card) {
 }
 
 function kindRow([kind, seconds], all, words) {
-  return element("tr", {}, rowHead(words.kinds[kind]), cell(`${figure((100 * seconds) / all)} %`));
+  return element("tr", {}, rowHead(words.kinds[kind]), cell(`${percent(seconds / all)} %`));
 }
 
 function tableOf(className, caption) {
@@ -493,7 +495,8 @@ function render({ model, el }) {
   function show() {
     for (const [name, value] of Object.entries(stated())) {
       if (name === "checkpointing") inputs[name].checked = value;
-      else if (inputs[name] !== document.activeElement || !NUMBERS.includes(name)) inputs[name].value = value;
+      else if (inputs[name] !== document.activeElement || !NUMBERS.includes(name))
+        inputs[name].value = name === "price" ? value || "" : value; // no price is none, and not nought
     }
     draw(stated());
   }
