@@ -1,5 +1,6 @@
 """Rehearsals against real steps, the closed form, torch's own counters and the original README's table."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import aquila2_tut
@@ -19,9 +19,9 @@ from aquila2_tut.memory.allocator import CachingAllocator, reserved_bytes
 from aquila2_tut.memory.formula import formula_of
 from aquila2_tut.memory.hardware import GPUS
 from aquila2_tut.memory.measure import MemoryCallback, difference, measured_step
-from aquila2_tut.memory.rehearse import follow
-from aquila2_tut.memory.setting import Setting, setting
-from aquila2_tut.memory.stage import empty_model, extra_flops, furnish
+from aquila2_tut.memory.rehearse import tracked
+from aquila2_tut.memory.setting import setting
+from aquila2_tut.memory.stage import empty_model, furnish
 from aquila2_tut.memory.tracker import Tracker
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.model.costs import allocated_bytes
@@ -65,19 +65,10 @@ REAL = [(m, way) for m in ("narrow", "wide") for way in WAYS] + [
 ]
 
 
-def fake_step(wanted: Setting) -> Tracker:
-    """As `measured_step`, without numbers."""
-    model, tracker = empty_model(wanted), Tracker(wanted.config.vocab_size, grain=int, flops=extra_flops())
-    with FakeTensorMode():
-        furnish(model, lambda x: torch.empty(x.shape, dtype=x.dtype))
-        follow(wanted, model, tracker)
-    return tracker
-
-
 @pytest.mark.parametrize(("model", "way"), REAL)
 def test_a_rehearsal_is_what_a_real_step_takes(model: str, way: str):
     wanted = setting(model=MODELS[model], batch_size=2, seq_len=64, **WAYS[way])
-    real, fake = measured_step(wanted), fake_step(wanted)
+    real, fake = measured_step(wanted), tracked(wanted, "cpu")
     at, rehearsed = real.moments[real.peak], fake.moments[fake.peak]
     assert rehearsed.bytes == pytest.approx(at.bytes, rel=0.01)
     assert (rehearsed.op, rehearsed.stage, rehearsed.line) == (at.op, at.stage, at.line)
@@ -220,7 +211,7 @@ def test_the_allocator_cuts_and_joins():
 
 
 def test_more_is_reserved_than_ever_used():
-    tracker = fake_step(setting(model=MODELS["narrow"], method="lora", batch_size=2, seq_len=64))
+    tracker = tracked(setting(model=MODELS["narrow"], method="lora", batch_size=2, seq_len=64), "cpu")
     assert reserved_bytes(tracker.allocations, len(tracker.moments)) >= tracker.moments[tracker.peak].bytes
 
 
@@ -258,6 +249,37 @@ def test_what_stands_at_the_peak_has_its_own_name_and_line():
     assert tables and all(one.line.startswith("model/modeling.py") for one in tables)
     source = (Path(aquila2_tut.__file__).parent / "model" / "modeling.py").read_text().splitlines()
     assert "embed_tokens(" in source[int(tables[0].line.rpartition(":")[2]) - 1]
+
+
+def test_on_cuda_the_allocator_is_asked(monkeypatch, tmp_path):
+    """No GPU here: what torch.cuda is asked, in which order, and what becomes of the answers."""
+    asked = []
+
+    def answer(name, value=None):
+        return lambda *args, **kwargs: asked.append((name, args, kwargs)) or value
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, answer(name))
+    for name, value in (("max_memory_allocated", 7), ("max_memory_reserved", 8), ("mem_get_info", (30, 100))):
+        monkeypatch.setattr(torch.cuda, name, answer(name, value))
+    for name in ("_record_memory_history", "_dump_snapshot"):
+        inspect.signature(getattr(torch.cuda.memory, name))  # they are there
+        monkeypatch.setattr(torch.cuda.memory, name, answer(name))
+    model = Aquila2ForCausalLM(MODELS["narrow"])
+    with measure(model, snapshot=tmp_path / "step.pickle") as found:
+        model(torch.ones(1, 4, dtype=torch.long))
+    assert found.cuda == {"allocated": 7, "reserved": 8, "device": 70}
+    names = [name for name, _, _ in asked]
+    assert names.index("reset_peak_memory_stats") < names.index("_dump_snapshot") < names.index("max_memory_allocated")
+    history = [kwargs for name, _, kwargs in asked if name == "_record_memory_history"]
+    assert history == [{"max_entries": 100_000}, {"enabled": None}]
+
+
+def test_a_snapshot_without_cuda_is_refused(tmp_path):
+    with pytest.raises(RehearsalError, match="snapshot"), measure(nn.Linear(2, 2), snapshot=tmp_path / "step.pickle"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_checkpointing_saves():

@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +19,13 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..model.layers import torch_products
+from .errors import RehearsalError
 from .rehearse import follow
 from .setting import Setting
 from .stage import empty_model, extra_flops, furnish
 from .tracker import Allocation, Moment, Tracker
+
+_HISTORY = 100_000  # entries; a step of a 70B makes and frees twenty thousand blocks, three entries each
 
 
 @dataclass
@@ -55,7 +59,10 @@ class Measurement:
 
 @contextlib.contextmanager
 def measure(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None = None, vocab_size: int | None = None
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    vocab_size: int | None = None,
+    snapshot: Path | str | None = None,
 ) -> Iterator[Measurement]:
     """Measures what a block of code takes, one or more steps of training for instance.
 
@@ -63,15 +70,21 @@ def measure(
         model: whose weights, adapters and gradients are told apart.
         optimizer: whose states are, if it has any yet.
         vocab_size: tells logits; the model's own when not given.
+        snapshot: file for the history of CUDA's allocator, to be opened at pytorch.org/memory_viz.
 
     Yields:
         What is filled in when the block ends.
+
+    Raises:
+        RehearsalError: a snapshot is asked for where there is no CUDA.
     """
+    if snapshot is not None and not torch.cuda.is_available():
+        raise RehearsalError(f"snapshot: {snapshot} cannot be written, as only CUDA's allocator has a history")
     config = getattr(model, "config", None)
     grain = {"grain": int} if next(model.parameters()).device.type == "cpu" else {}
     tracker = Tracker(vocab_size or getattr(config, "vocab_size", 0), flops=extra_flops(), **grain)
     found = Measurement(tracker)
-    with tracker.watching(model), _resident(found), _cuda(found), tracker:
+    with tracker.watching(model), _resident(found), _cuda(found, snapshot), tracker:
         for state in optimizer.state.values() if optimizer is not None else ():
             for tensor in filter(torch.is_tensor, state.values()):
                 tracker.adopt(tensor, "optimizer")
@@ -105,14 +118,22 @@ def _resident(found: Measurement, every: float = 0.01) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cuda(found: Measurement) -> Iterator[None]:
+def _cuda(found: Measurement, snapshot: Path | str | None) -> Iterator[None]:
     if not torch.cuda.is_available():
         yield
         return
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    yield
-    torch.cuda.synchronize()
+    if snapshot is not None:
+        torch.cuda.memory._record_memory_history(max_entries=_HISTORY)
+    try:
+        yield
+        torch.cuda.synchronize()
+        if snapshot is not None:
+            torch.cuda.memory._dump_snapshot(str(snapshot))
+    finally:
+        if snapshot is not None:
+            torch.cuda.memory._record_memory_history(enabled=None)
     free, total = torch.cuda.mem_get_info()
     found.cuda = {
         "allocated": torch.cuda.max_memory_allocated(),

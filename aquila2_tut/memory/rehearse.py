@@ -127,19 +127,36 @@ def rehearse_setting(wanted: Setting) -> Rehearsal:
     return _result(wanted, tracked(wanted))
 
 
-def tracked(wanted: Setting) -> Tracker:
-    """The account of a rehearsal."""
-    shared = wanted.gpus if wanted.strategy else 1
-    share = {"gradients": shared, "optimizer": shared}
-    if wanted.strategy in ("zero3", "fsdp2"):
-        share["weights"] = shared
-    cuda = {"workspace": CUDA_WORKSPACE, "kernels": CUDA_KERNELS}
-    tracker = Tracker(wanted.config.vocab_size, share=share, flops=extra_flops(), **cuda)
+def tracked(wanted: Setting, device: str = "cuda") -> Tracker:
+    """The account of a rehearsal.
+
+    Args:
+        wanted: the setting.
+        device: "cuda", for its kernels, its allocator's rounding and the buffers of its libraries; "cpu", for what
+            `measured_step` measures there.
+    """
     model = empty_model(wanted)
+    if device == "cpu":
+        tracker = Tracker(wanted.config.vocab_size, grain=int, flops=extra_flops())
+        with FakeTensorMode():
+            furnish(model, _like)
+            follow(wanted, model, tracker)
+        return tracker
+    cuda = {"workspace": CUDA_WORKSPACE, "kernels": CUDA_KERNELS, "share": _shares(wanted)}
+    tracker = Tracker(wanted.config.vocab_size, flops=extra_flops(), **cuda)
     with FakeTensorMode(), as_on_cuda(model, wanted):
         furnish(model, _like)
         follow(wanted, model, tracker, unseen=True)
     return tracker
+
+
+def _shares(wanted: Setting) -> dict[str, int]:
+    """Label -> among how many cards what carries it is divided."""
+    shared = wanted.gpus if wanted.strategy else 1
+    labels = (
+        ("gradients", "optimizer", "weights") if wanted.strategy in ("zero3", "fsdp2") else ("gradients", "optimizer")
+    )
+    return dict.fromkeys(labels, shared)
 
 
 def follow(wanted: Setting, model: nn.Module, tracker: Tracker, unseen: bool = False) -> None:

@@ -22,6 +22,7 @@ from .quant_plots import (
     plot_speed_and_memory,
     plot_weights_and_levels,
 )
+from .results_plots import plot_intervals, plot_languages, plot_sizes
 from .scaling_plots import plot_held, plot_placement, strategy_name
 from .training_plots import (
     plot_bits,
@@ -44,6 +45,8 @@ __all__ = [
     "plot_error_against_bits",
     "plot_growth",
     "plot_held",
+    "plot_intervals",
+    "plot_languages",
     "plot_layer_errors",
     "plot_lengths",
     "plot_losses",
@@ -59,6 +62,7 @@ __all__ = [
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
+    "plot_sizes",
     "plot_speed_and_memory",
     "plot_steps",
     "plot_sweep",

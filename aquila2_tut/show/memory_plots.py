@@ -25,7 +25,7 @@ _PARTS = (  # labels of the account, English, Chinese, colour
     (("adapters", "gradients"), "adapters and gradients", "适配器与梯度", ORANGE),
     (("optimizer",), "optimizer", "优化器状态", GREEN),
     (("activations", "workspace"), "activations", "激活值", SKY),
-    (("logits",), "logits", "logits", PINK),
+    (("logits",), "logits", "对数几率", PINK),
     (("buckets", "context"), "context, buffers", "上下文与缓冲区", YELLOW),
 )
 
