@@ -188,7 +188,7 @@ class MemoryPlanner(BookWidget):
         words, wanted = self.words["notes"], self.wanted
         half = wanted.card.capability < _BFLOAT16_FROM and wanted.precision == "bfloat16"
         said = {"time": True, "several": self.gpus > 1, "half": half, "lacks": not fits}
-        values = {"efficiency": f"{100 * EFFICIENCY:.0f} %", "gpu": self.gpu}
+        values = {"efficiency": f"{100 * EFFICIENCY:.0f}%", "gpu": self.gpu}
         return [words[name].format(**values) for name, is_so in said.items() if is_so]
 
     def first_look(self) -> str:
@@ -228,7 +228,7 @@ class MemoryPlanner(BookWidget):
         shares = {kind: _percent(part / found.least_seconds) for kind, part in found.seconds.items() if part}
         kinds = self.words["kinds"]
         return "".join(
-            f'<tr><th scope="row">{kinds[kind]}</th><td>{share} %</td></tr>' for kind, share in shares.items()
+            f'<tr><th scope="row">{kinds[kind]}</th><td>{share}%</td></tr>' for kind, share in shares.items()
         )
 
     def title(self) -> str:

@@ -342,7 +342,7 @@ function paceRows(s, found, words) {
 }
 
 function notesOf(s, found, card, rules, words) {
-  const notes = [filled(words.notes.time, { efficiency: `${rules.efficiency * 100} %` })];
+  const notes = [filled(words.notes.time, { efficiency: `${rules.efficiency * 100}%` })];
   if (s.gpus > 1) notes.push(words.notes.several);
   if (card.half && s.precision === "bfloat16") notes.push(filled(words.notes.half, { gpu: s.gpu }));
   if (found.peak > card.usable) notes.push(words.notes.lacks);
@@ -384,7 +384,7 @@ function barParts(bar, terms, found, card) {
 }
 
 function kindRow([kind, seconds], all, words) {
-  return element("tr", {}, rowHead(words.kinds[kind]), cell(`${percent(seconds / all)} %`));
+  return element("tr", {}, rowHead(words.kinds[kind]), cell(`${percent(seconds / all)}%`));
 }
 
 function tableOf(className, caption) {
