@@ -26,7 +26,6 @@ ASSET = "revealjs"
 INSIDE = "sphinx_revealjs/_static/revealjs/"
 FILES = ("LICENSE", "dist/reset.css", "dist/reveal.css", "dist/reveal.js")
 KINDS = ("slide", "subslide", "fragment", "-")
-SVG = "image/svg+xml"
 
 
 def marked(notebook: NotebookNode) -> list[NotebookNode]:
@@ -48,8 +47,8 @@ def on_a_slide(cell: NotebookNode, number: int) -> NotebookNode:
         return cell
     cell.metadata["transient"] = {"remove_source": True}
     for place, output in enumerate(cell.outputs):
-        if svg := output.get("data", {}).get(SVG):
-            output.data[SVG] = figures.inline("".join(svg), prefix=f"s{number}-{place}-")
+        if svg := output.get("data", {}).get("image/svg+xml"):  # nbconvert would make a picture without words of it
+            output.data = {"text/html": figures.inline("".join(svg), prefix=f"s{number}-{place}-")}
     return cell
 
 
@@ -65,7 +64,6 @@ def slides_of(notebook: NotebookNode, lang: str, static: str) -> str:
 
     exporter = SlidesExporter(template_name="slides", extra_template_basedirs=[str(TEMPLATES)])
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    exporter.config.CSSHTMLHeaderPreprocessor.style = "a11y-high-contrast-light"
     cells = [on_a_slide(cell, number) for number, cell in enumerate(marked(notebook))]
     deck = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
     title = cells[0].source.lstrip("# ").split("\n")[0]
