@@ -30,16 +30,20 @@ def check(label: str, value: object) -> None:
         print(label + words(": ", "：") + _verdict(asked, float(value)))
 
 
+def _unit(asked: Question) -> str:
+    return words(asked.unit, {"bytes": "字节", "ms": "毫秒"}.get(asked.unit, asked.unit))
+
+
 def _wanted(asked: Question) -> str:
     return words(
-        f"write it in {asked.unit}, without the unit and without quotes, such as 1.5",
-        f"以 {asked.unit} 为单位，不写单位，不加引号，例如 1.5",
+        f"write it in {_unit(asked)}, without the unit and without quotes, such as 1.5",
+        f"以 {_unit(asked)} 为单位，不写单位，不加引号，例如 1.5",
     )
 
 
 def _verdict(asked: Question, value: float) -> str:
     answer = asked.answer()
-    said = f"{value:g} {asked.unit}"
+    said = f"{value:g} {_unit(asked)}"
     if abs(value - answer) <= asked.within * abs(answer):
         return words(
             f"{said} is right, within {asked.within:.0%}; worked out, it is {answer:.4g}",
