@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from sphinx.errors import ExtensionError
 
-from . import figures
+from . import figures, languages
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -98,7 +98,7 @@ def _write_slides(app: Sphinx, exception: Exception | None) -> None:
             continue
         page = Path(app.outdir, name).parent / "slides" / f"{source.stem}.html"
         page.parent.mkdir(parents=True, exist_ok=True)
-        lang = str(app.config.language).replace("_", "-")
+        lang = languages.TAGS[languages.language_of(app.config, name)]
         page.write_text(slides_of(notebook, lang, "../" * (name.count("/") + 1) + "_static"), encoding="utf-8")
         copy_reveal(Path(app.outdir) / "_static/reveal")
 
