@@ -1,4 +1,4 @@
-"""Check that the built book has a page for every chapter that _toc.yml names, its slides if it has any, and an entrance."""
+"""Check that the built book has a page for every chapter in _toc.yml, slides where it has them, and an entrance."""
 
 import json
 import sys
