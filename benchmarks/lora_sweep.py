@@ -16,6 +16,7 @@ those of the frozen weights: 32 on a CPU are what 16 are on a GPU, weights that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
@@ -108,10 +109,21 @@ def in_a_process(job: tuple) -> dict:
 
 
 def read_runs(file: Path) -> dict[tuple, dict]:
-    """The runs that are finished, by what they were."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    runs = [json.loads(line) for line in lines]
-    return {tuple(run[key] for key in ("maps", "r", "bits", "seed", "steps")): run for run in runs}
+    """The runs that are finished, by what they were; a line that was cut when the sweep was killed is none."""
+    runs = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            run = json.loads(line)
+            runs[tuple(run[key] for key in ("maps", "r", "bits", "seed", "steps"))] = run
+    return runs
+
+
+def keep_run(file: Path, run: dict) -> None:
+    """A line more, on a line of its own whatever is before it."""
+    before = file.read_bytes() if file.exists() else b""
+    start = "\n" if before and not before.endswith(b"\n") else ""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(start + json.dumps(run) + "\n")
 
 
 def sweep(options: argparse.Namespace) -> list[dict]:
@@ -122,8 +134,7 @@ def sweep(options: argparse.Namespace) -> list[dict]:
     for job in wanted:
         if job not in runs and time.monotonic() - begun < 60 * options.minutes:
             runs[job] = in_a_process(job)
-            with options.runs.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(runs[job]) + "\n")
+            keep_run(options.runs, runs[job])
             print(json.dumps(runs[job]), flush=True)
     return [runs[job] for job in wanted if job in runs]
 
