@@ -1,5 +1,6 @@
-"""Check that the built book has a page for every chapter that _toc.yml names, in both languages, and an entrance."""
+"""Check that the built book has a page for every chapter in _toc.yml, slides where it has them, and an entrance."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,7 +16,15 @@ def expected_pages() -> list[Path]:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     names = [Path(file).relative_to("book") for file in [toc["root"], *chapters]]
-    return [SITE / "index.html", *(SITE / name.with_suffix(".html") for name in dict.fromkeys(names))]
+    pages = [SITE / "index.html", *(SITE / name.with_suffix(".html") for name in dict.fromkeys(names))]
+    return pages + [SITE / name.parent / "slides" / f"{name.name}.html" for name in names if has_slides(name)]
+
+
+def has_slides(name: Path) -> bool:
+    """Whether an author has marked cells of a chapter for slides."""
+    file = ROOT / "book" / name.with_suffix(".ipynb")
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"] if file.is_file() else []
+    return any(cell["metadata"].get("slideshow") for cell in cells)
 
 
 def main() -> int:

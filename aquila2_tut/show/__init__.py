@@ -1,7 +1,8 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
+from .answers import check
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
-from .lora_plots import plot_lengths, plot_published, table_rows
+from .lora_plots import loss_differences, plot_adapters, plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
 from .plots import (
@@ -36,8 +37,11 @@ from .training_plots import (
 from .tuning_plots import plot_methods
 
 __all__ = [
+    "check",
     "label",
+    "loss_differences",
     "page_language",
+    "plot_adapters",
     "plot_attention_pattern",
     "plot_bits",
     "plot_documents",

@@ -125,3 +125,92 @@ def table_rows(table: Sequence[Mapping[str, Any]]) -> dict[int, Pair]:
         table: "lengths" of `aquila2_tut.memory.compared.compared`.
     """
     return {int(row["tokens"]): {name: row[name] for name in _NAMES} for row in table}
+
+
+_MAPS = {"q+v": (ORANGE, "^"), "attention": (GREEN, "s"), "all": (BLUE, "o")}
+Place = tuple[str, int]  # the maps that have adapters, and their rank
+
+
+def _maps_name(maps: str) -> str:
+    return {"all": label("all maps", "全部线性变换"), "attention": label("attention", "注意力")}.get(maps, maps)
+
+
+def _by_place(rows: Sequence[Mapping[str, Any]], bits: int) -> dict[Place, Mapping[str, Any]]:
+    return {(row["maps"], row["r"]): row for row in rows if row["bits"] == bits}
+
+
+def _draw_losses(axes: Axes, rows: Mapping[Place, Mapping[str, Any]]) -> None:
+    """A line for each choice of maps over the parameters trained, a small dot for each seed."""
+    for maps, (colour, marker) in _MAPS.items():
+        own = sorted((row for (name, _), row in rows.items() if name == maps), key=lambda row: row["r"])
+        sizes = [row["trained"] for row in own]
+        axes.plot(sizes, [row["loss"]["value"] for row in own], color=colour, marker=marker, label=_maps_name(maps))
+        for row in own:
+            axes.plot([row["trained"]] * len(row["runs"]), [run["loss"] for run in row["runs"]], ".", color=INK, ms=3)
+            place = row["trained"], max(run["loss"] for run in row["runs"])
+            axes.annotate(f"{row['r']}", place, (0, 5), textcoords="offset points", ha="center", fontsize="small")
+    axes.set_xscale("log")
+    axes.margins(0.12)
+    axes.set(xlabel=label("parameters trained (numbers: rank)", "训练的参数（数字：秩）"))
+    axes.set_title(label("held-out loss, nats", "留出数据的损失（nat）"))
+    axes.legend(fontsize="small")
+
+
+def loss_differences(rows: Sequence[Mapping[str, Any]], bits: int = 4) -> dict[Place, list[float]]:
+    """How much more the loss is over weights of fewer bits, seed by seed, in nats.
+
+    Args:
+        rows: of `aquila2_tut.train.published.measured_sweep`.
+        bits: of the weights; those of 32 bits are compared with.
+
+    Returns:
+        (maps, rank) -> a difference for each seed that both have.
+    """
+    few, full = _by_place(rows, bits), _by_place(rows, 32)
+    found = {}
+    for place in few.keys() & full.keys():
+        other = {run["seed"]: run["loss"] for run in full[place]["runs"]}
+        runs = [run for run in few[place]["runs"] if run["seed"] in other]
+        found[place] = [run["loss"] - other[run["seed"]] for run in runs]
+    return {place: found[place] for place in full if place in found}
+
+
+def _draw_differences(axes: Axes, differences: Mapping[Place, Sequence[float]]) -> None:
+    for height, ((maps, _), values) in enumerate(differences.items()):
+        colour, marker = _MAPS[maps]
+        axes.plot(values, [height] * len(values), marker, color=colour, markersize=5, alpha=0.8)
+    axes.axvline(0, color=MUTED, linewidth=1)
+    names = [f"{_maps_name(maps)}, {rank}" for maps, rank in differences]
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="x", labelsize="small")
+    axes.set_title(label("loss with NF4 minus loss without", "NF4 的损失减去不量化的损失"))
+    axes.set_xlabel(label("nats; a mark is a seed", "nat；每个标记是一个种子"))
+
+
+@styled
+def plot_adapters(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Show held-out loss over rank and maps, and seed by seed what weights of four bits change in it.
+
+    Args:
+        rows: of `aquila2_tut.train.published.measured_sweep`.
+    """
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    losses, differences = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    full = _by_place(rows, 32)
+    _draw_losses(losses, full)
+    _draw_differences(differences, loss_differences(rows))
+    words = label("; ", "；").join(_place_words(*item) for item in full.items())
+    words += label(". With NF4 instead: ", "。换成 NF4，相差：")
+    words += label("; ", "；").join(_difference_words(*item) for item in loss_differences(rows).items())
+    show(figure, words, label("Loss over rank, maps and bits", "损失随秩、目标和位数的变化"))
+
+
+def _place_words(place: Place, row: Mapping[str, Any]) -> str:
+    loss = row["loss"]["value"]
+    return f"{_maps_name(place[0])}, " + label(f"rank {place[1]}: {loss:.3f}", f"秩 {place[1]}：{loss:.3f}")
+
+
+def _difference_words(place: Place, values: Sequence[float]) -> str:
+    return f"{_maps_name(place[0])}, {place[1]}: " + ", ".join(f"{value:+.3f}" for value in values)

@@ -117,3 +117,13 @@ def measured_speed() -> dict[str, Any]:
         The conditions, the data, and of each method "conversations" and "batch": both sides' figures and their ratios.
     """
     return json.loads(resources.files(__package__).joinpath("speed.json").read_text(encoding="utf-8"))
+
+
+def measured_sweep() -> dict[str, Any]:
+    """Adapters of several ranks, on several maps, over weights of 32, 8 and 4 bits, by `benchmarks/lora_sweep.py`.
+
+    Returns:
+        The conditions; and rows, each with "maps", "r", "bits", trained parameters, held-out loss in nats and share of
+        right answers (mean and 95 % interval over the seeds), median seconds a step, peak bytes, and runs, one a seed.
+    """
+    return json.loads(resources.files(__package__).joinpath("lora_sweep.json").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipython_pygments_lexers import IPython3Lexer
 
-from . import figures, glossary, labels, languages, mathjax, search, typography, widgets
+from . import figures, glossary, labels, languages, mathjax, search, slides, typography, widgets
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -31,6 +31,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_css_file("book.css")
     app.add_js_file("book.js")
     app.add_lexer("python", IPython3Lexer)  # cells may hold %magic and !commands, which are no Python
-    for part in (languages, labels, search, figures, mathjax, glossary, typography, widgets):
+    for part in (languages, labels, search, figures, mathjax, glossary, typography, widgets, slides):
         part.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
