@@ -209,6 +209,18 @@ def _plan(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+# --- evaluation ---
+
+
+def _evaluate(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+        from aquila2_tut.evaluate import commands
+
+        outcome[0] = commands.run_evaluate(rest, text, AutoLoader)
+    return outcome[0]
+
+
 # --- quantization ---
 
 
@@ -413,6 +425,7 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "assets": _assets,
     "chat": _chat,
     "data": _data,
+    "evaluate": _evaluate,
     "finetune": _finetune,
     "merge": _merge,
     "plan": _plan,

@@ -147,7 +147,8 @@ class HarnessModel(TemplateLM):
     def _windows(self, text: str) -> Iterable[tuple[list[int], list[int]]]:
         tokens = self.tok_encode(text)
         return map(
-            make_disjoint_window, get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            make_disjoint_window,
+            get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1),
         )
 
     def _loglikelihood_tokens(
@@ -197,7 +198,9 @@ class HarnessModel(TemplateLM):
         context, settings = request.args
         strange = set(settings) - _KNOWN
         if strange:
-            raise EvaluateError(f"{_place(request)}: {', '.join(sorted(strange))}: known are {', '.join(sorted(_KNOWN))}")
+            raise EvaluateError(
+                f"{_place(request)}: {', '.join(sorted(strange))}: known are {', '.join(sorted(_KNOWN))}"
+            )
         until = settings.get("until") or []
         # The same request a second time is another sample, with dice of its own.
         seed = counts[context] = counts.get(context, 0) + 1

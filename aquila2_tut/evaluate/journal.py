@@ -79,7 +79,9 @@ class Journal:
                 lines = lines[os.write(self._out, lines) :]
             os.fsync(self._out)
         except OSError as error:
-            raise EvaluateError(f"{self.file}: {error.strerror}: the answers up to here are kept; go on later") from None
+            raise EvaluateError(
+                f"{self.file}: {error.strerror}: the answers up to here are kept; go on later"
+            ) from None
         self._known.update(answers)
 
     def close(self) -> None:
@@ -105,8 +107,8 @@ def request_key(fingerprint: str, *request: Any) -> str:
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of a model: another training, adapter, type or quantization gives another one.
 
-    It looks at the configuration, at the name, type and shape of every tensor, and at 4,096 numbers spread over each, as
-    all of a large model would take minutes. A change that leaves these alone is not seen.
+    It looks at the configuration, the name, type and shape of every tensor, and 4,096 numbers spread over each, as all of
+    a large model would take minutes. A change that leaves these alone is not seen.
     """
     found = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
     for name, tensor in model.state_dict().items():

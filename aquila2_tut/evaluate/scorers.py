@@ -1,4 +1,4 @@
-"""How outputs are scored where comparing them with the answer is not enough. Each takes an item and what was written."""
+"""How outputs are scored where comparing them with the answer is not enough; each from an item and what was written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.sandbox import Problem, check_solution
 
 Item = Mapping[str, Any]
-_SAME = {"dfrac": "frac", "tfrac": "frac", "left": "", "right": "", "!": "", ",": "", ";": "", " ": "", "$": "", "%": ""}
+_SAME = {
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "left": "",
+    "right": "",
+    "!": "",
+    ",": "",
+    ";": "",
+    " ": "",
+    "$": "",
+    "%": "",
+}
 
 
 def boxed(text: str) -> str | None:
@@ -50,7 +61,9 @@ def score_boxed(item: Item, outputs: Sequence[str]) -> dict[str, float]:
 def score_answer(item: Item, outputs: Sequence[str]) -> dict[str, float]:
     """A short answer: the same words, see `aquila2_tut.data.is_correct`."""
     language = "zh" if re.search(r"[一-鿿]", item["question"]) else "en"
-    return {"acc": float(is_correct(Instance("babi15", language, item["question"], item["answer"], "-", ""), outputs[0]))}
+    return {
+        "acc": float(is_correct(Instance("babi15", language, item["question"], item["answer"], "-", ""), outputs[0]))
+    }
 
 
 def score_program(item: Item, outputs: Sequence[str]) -> dict[str, float]:

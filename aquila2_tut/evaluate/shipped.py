@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def shipped_items(name: str) -> list[dict[str, Any]] | None:
     if name in ("mmlu-shipped-en", "gsm8k-shipped-en"):
         return list(_mmlu() if kind == "mmlu" else _gsm8k())
     if kind in GENERATED and name == f"{kind}-{language}" and language in ("en", "zh"):
-        made = generate(kind, language, "test")
-        return [{"question": one.question, "answer": one.answer} for one, _ in zip(made, range(GENERATED_ITEMS))]
+        made = islice(generate(kind, language, "test"), GENERATED_ITEMS)
+        return [{"question": one.question, "answer": one.answer} for one in made]
     return None
 
 

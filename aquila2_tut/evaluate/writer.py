@@ -86,7 +86,10 @@ class Writer:
         for portion in portions(sequences, budget):
             chosen = [sequences[place] for place in portion]
             tree, states = self.reader.read(chosen, min(map(len, chosen)) - 1)
-            rows = [_Row(index, prompt, prompt.sampling.generator()) for index, prompt in arriving[portion.start : portion.stop]]
+            rows = [
+                _Row(index, prompt, prompt.sampling.generator())
+                for index, prompt in arriving[portion.start : portion.stop]
+            ]
             self._choose(rows, states[[path[-1] for path in tree.paths]])
             self._join(*_rows_of_tree(self.reader.cache, tree), rows)
             self.reader.settle()

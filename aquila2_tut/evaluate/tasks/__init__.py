@@ -191,7 +191,9 @@ def lm_eval_task(
     words = name.split("-")
     pattern = _HERE / f"{words[0]}-{words[-1]}.yaml"
     if not pattern.is_file():
-        raise EvaluateError(f"{name}: how it is asked is known for {', '.join(ALL_SETS)}: name the file after one of them")
+        raise EvaluateError(
+            f"{name}: how it is asked is known for {', '.join(ALL_SETS)}: name the file after one of them"
+        )
     task = yaml.safe_load(pattern.read_text(encoding="utf-8"))
     task |= {"task": f"aquila2-{name}", "custom_dataset": lambda **_: _in_memory(items)}
     if "process_results" in task:
