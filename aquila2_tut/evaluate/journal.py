@@ -107,7 +107,7 @@ def request_key(fingerprint: str, *request: Any) -> str:
 def fingerprint(model: torch.nn.Module) -> str:
     """A hash of a model: another training, adapter, type or quantization gives another one.
 
-    It looks at the configuration, the name, type and shape of every tensor, and 4,096 numbers spread over each, as all of
+    It looks at the configuration, the name, type and shape of every tensor, and 4,096 numbers spread over each: all of
     a large model would take minutes. A change that leaves these alone is not seen.
     """
     found = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())

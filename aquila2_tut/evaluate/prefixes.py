@@ -100,11 +100,10 @@ def portions(sequences: Sequence[Ids], budget: int) -> Iterator[range]:
     first, new, stem = 0, 0, 0
     for index, sequence in enumerate(sequences):
         shared = common_length(sequences[index - 1], sequence) if index else 0
-        own = len(sequence) - shared
-        if index > first and (new + own > budget or stem - shared > budget // 4):
+        if index > first and (new + len(sequence) - shared > budget or stem - shared > budget // 4):
             yield range(first, index)
-            first, new = index, 0
+            first, new = index, max(0, shared - stem)  # of what it shares, only the old portion's stem stays held
         stem = len(sequence) if index == first else min(stem, shared)
-        new += own
+        new += len(sequence) - shared
     if sequences:
         yield range(first, len(sequences))

@@ -67,13 +67,15 @@ def _in_chat(suite: Suite, model: HarnessModel) -> bool:
 
 
 def _samples(model: HarnessModel, tasks: list[dict[str, Any]], chat: bool, limit: int | None) -> dict[str, Any]:
-    found = lm_eval.simple_evaluate(
-        model=model,
-        tasks=tasks,
+    loaded = TaskManager(include_defaults=False).load(tasks)
+    found = lm_eval.evaluate(
+        lm=model,
+        task_dict=loaded,
         limit=limit,
         apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
         bootstrap_iters=0,
-        task_manager=TaskManager(include_defaults=False),
+        log_samples=True,
     )
     return found["samples"]
 
