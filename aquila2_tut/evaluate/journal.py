@@ -53,8 +53,7 @@ class Journal:
         for line in data[:whole].splitlines():
             checksum, _, body = line.partition(b" ")
             if checksum == _checksum(body):
-                key, value = json.loads(body)
-                self._known[key] = value
+                self._known.update(_answer(body))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -88,6 +87,15 @@ class Journal:
         """Let another process have the file."""
         os.close(self._out)
         self._lock.release()
+
+
+def _answer(body: bytes) -> dict[str, Any]:
+    """What a line holds; nothing if it is none of ours."""
+    try:
+        key, value = json.loads(body)
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return {key: value} if isinstance(key, str) else {}
 
 
 def _checksum(body: bytes) -> bytes:
