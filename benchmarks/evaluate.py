@@ -25,11 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from aquila2_tut import AutoLoader, assets
 from aquila2_tut.evaluate.harness import HarnessModel
+from aquila2_tut.evaluate.runs import loaded
 from aquila2_tut.evaluate.suites import Setting, Suite, suites
 from aquila2_tut.evaluate.tasks import load_items
 
@@ -52,7 +52,7 @@ def load(batch_size: int) -> dict[str, object]:
 
 def requests_of(suite: Suite, limit: int | None) -> list[Instance]:
     """What lm-eval asks for a suite."""
-    tasks = TaskManager(include_defaults=False).load(list(suite.tasks))["tasks"].values()
+    tasks = loaded(suite.tasks)["tasks"].values()
     for task in tasks:
         task.build_all_requests(limit=limit)
     return [request for task in tasks for request in task.instances]

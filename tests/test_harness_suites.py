@@ -133,7 +133,8 @@ def test_subjects_weigh_alike_where_the_column_says_so(setting, tmp_path):
 
 
 def test_an_item_is_never_its_own_example(setting):
-    (suite,) = suites(["gsm8k-shipped-en"], Setting(setting.tokenizer, 1024, shots=7))
+    (suite,) = suites(["gsm8k-shipped-en"], setting)
+    assert suite.shots == 7
     model = Told(lambda request: request.doc["answer"])
     ((score,), _) = evaluate(model, [suite])
     assert score.value == 100 and len(model.asked) == 8
@@ -142,10 +143,12 @@ def test_an_item_is_never_its_own_example(setting):
 
 
 def test_more_examples_than_there_are_is_told(setting):
-    with pytest.raises(EvaluateError, match=r"gsm8k-shipped-en has 8 examples, 9 are wanted: .* gsm8k-dev-en.jsonl"):
+    with pytest.raises(EvaluateError, match=r"gsm8k-en: there are 8 examples, too few for 9: .* gsm8k-dev-en.jsonl"):
         suites(["gsm8k-en"], Setting(setting.tokenizer, 1024, shots=9))
     with pytest.raises(EvaluateError, match="-1 examples"):
         suites(["gsm8k-en"], Setting(setting.tokenizer, 1024, shots=-1))
+    with pytest.raises(EvaluateError, match="too few for 8"):
+        suites(["gsm8k-shipped-en"], Setting(setting.tokenizer, 1024, shots=8))
 
 
 @pytest.mark.parametrize("name", ["mmlu-en", "mmlu-dev-en"])

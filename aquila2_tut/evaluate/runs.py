@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lm_eval
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from aquila2_tut.evaluate.errors import EvaluateError
@@ -33,6 +34,21 @@ class Score(NamedTuple):
     value: float
     low: float
     high: float
+
+
+class OwnTask(ConfigurableTask):
+    """A task of which no item is its own example; lm-eval sees to that only where both come from one split."""
+
+    def fewshot_context(self, doc: Mapping[str, Any], num_fewshot: int, **given: Any) -> Any:
+        """The examples, without the item itself, and the item."""
+        examples = self.fewshot_docs() or []
+        self.sampler.df = [one for one in examples if any(doc.get(field) != value for field, value in one.items())]
+        return super().fewshot_context(doc, num_fewshot, **given)
+
+
+def loaded(tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Configurations as lm-eval's tasks."""
+    return TaskManager(include_defaults=False).load([OwnTask(config=dict(task)) for task in tasks])
 
 
 def evaluate(
@@ -67,10 +83,9 @@ def _in_chat(suite: Suite, model: HarnessModel) -> bool:
 
 
 def _samples(model: HarnessModel, tasks: list[dict[str, Any]], chat: bool, limit: int | None) -> dict[str, Any]:
-    loaded = TaskManager(include_defaults=False).load(tasks)
     found = lm_eval.evaluate(
         lm=model,
-        task_dict=loaded,
+        task_dict=loaded(tasks),
         limit=limit,
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,

@@ -148,9 +148,12 @@ def _suite(name: str, setting: Setting) -> Suite:
     folder = setting.folder if file and file.is_file() else None
     if kind not in FORMATS or (folder is None and name not in ALL_SETS):
         raise EvaluateError(f"there is no task {name!r} (nor a file {file or name + '.jsonl'}); known: {_known()}")
-    shots = _shots(next(column for column in COLUMNS.values() if column.kind == kind), setting)
     _check_programs(kind, setting)
-    task = _with_examples(lm_eval_task(name, folder), kind, language, shots, None, setting)
+    shots = _shots(next(column for column in COLUMNS.values() if column.kind == kind), setting)
+    items = load_items(name, folder)
+    if setting.shots is None and "shipped" in name:
+        shots = min(shots, len(items) - 1)  # they are the examples themselves
+    task = _with_examples(name, items, kind, language, shots, None, setting)
     return Suite(name, name, METRICS.get(kind, "acc"), shots, False, True, (task,))
 
 
@@ -206,37 +209,43 @@ def _by_subject(
     items = load_items(name, folder)
     for subject in dict.fromkeys(item.get("subject") for item in items):
         chosen = [item for item in items if item.get("subject") == subject]
-        task = lm_eval_task(name, items=chosen)
+        task = _with_examples(name, chosen, column.kind, column.language, shots, subject, setting)
         if subject is not None:
             task["task"] += "-" + re.sub(r"\W+", "-", subject)
-        yield _with_examples(task, column.kind, column.language, shots, subject, setting)
+        yield task
 
 
 def _with_examples(
-    task: dict[str, Any], kind: str, language: str, shots: int, subject: str | None, setting: Setting
+    name: str,
+    items: Sequence[dict[str, Any]],
+    kind: str,
+    language: str,
+    shots: int,
+    subject: str | None,
+    setting: Setting,
 ) -> dict[str, Any]:
-    """A task with examples before each of its items, always the same ones, so that the model reads them once."""
+    """Items with examples before each of them, always the same ones, so that the model reads them once."""
     if shots < 0:
         raise EvaluateError(f"{shots} examples: give 0 or more")
+    dev = f"{kind}-dev-{language}"
     found = _examples(kind, language, shots, subject, setting.folder) if shots else []
+    if len(found) < shots + any(item in found for item in items):  # an item is never its own example
+        raise EvaluateError(f"{name}: there are {len(found)} examples, too few for {shots}: put more into {dev}.jsonl")
+    task = lm_eval_task(name, items=items)
     return task | {"num_fewshot": shots, "fewshot_config": {"sampler": "first_n", "samples": found}}
 
 
 def _examples(kind: str, language: str, shots: int, subject: str | None, folder: Path | None) -> list[dict[str, Any]]:
-    """Examples for a prompt, one more than needed, as an item is never its own example.
+    """Examples for a prompt, one more than needed if there are so many.
 
     They come from KIND-dev-LANGUAGE.jsonl in the folder; or from what packages ship; or from our own small set.
     """
     dev = f"{kind}-dev-{language}"
     sources = [(dev, folder)] if folder and (folder / f"{dev}.jsonl").is_file() else []
     sources += [(name, None) for name in (f"{kind}-shipped-{language}", f"{kind}-{language}") if name in ALL_SETS]
-    name, place = sources[0]
-    items = load_items(name, place)
+    items = load_items(*sources[0])
     same = [item for item in items if item.get("subject") == subject]
-    found = same if len(same) >= shots else items
-    if len(found) < shots:
-        raise EvaluateError(f"{name} has {len(found)} examples, {shots} are wanted: put more into {dev}.jsonl")
-    return found[: shots + 1]
+    return (same if len(same) >= shots else items)[: shots + 1]
 
 
 # --- long texts ------------------------------------------------------------------------------------------------------
