@@ -65,7 +65,7 @@ def _tolerate_any_text() -> None:
 
 
 def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:8}{text[name]}" for name in COMMANDS)
+    listing = "\n".join(f"  {name:10}{text[name]}" for name in COMMANDS)
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"{text['program']}\n\n{text['command']}\n{listing}",

@@ -9,6 +9,7 @@ from lm_eval.api.model import LM
 from tuning_runs import some_base
 
 from aquila2_tut import AutoLoader, cli
+from aquila2_tut.chat.templates import template_for_model
 from aquila2_tut.evaluate import EvaluateError, wilson
 from aquila2_tut.evaluate.harness import HarnessModel
 from aquila2_tut.evaluate.published import tables
@@ -263,6 +264,17 @@ def test_every_set_can_be_run(tiny):
     assert [score.name for score in scores] == names
     for score in scores:
         assert score.items == 2 and 0 <= score.value <= 100 and score.low <= score.value + 1e-9 <= score.high + 2e-9
+
+
+def test_in_a_chat_template_a_model_says_what_predict_says():
+    loader = AutoLoader("aquila2", model_name="Aquila2-Nano-Chat", device="cpu")
+    model, tokenizer = loader.get_model(), loader.get_tokenizer()
+    template = template_for_model("Aquila2-Nano-Chat")
+    asked = suites(["babi16-zh", "kinship-en"], Setting(tokenizer, 1024, template=template))
+    _, samples = evaluate(HarnessModel(model, tokenizer, template=template, progress=False), asked, limit=4)
+    for one in (one for own in samples.values() for one in own):
+        said = model.predict(one["doc"]["question"], tokenizer, temperature=0, max_gen_len=64)
+        assert one["filtered_resps"] == [said.split("\n\n")[0]]
 
 
 def run(capsys, *arguments):
