@@ -65,7 +65,7 @@ def _tolerate_any_text() -> None:
 
 
 def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:8}{text[name]}" for name in COMMANDS)
+    listing = "\n".join(f"  {name:10}{text[name]}" for name in COMMANDS)
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"{text['program']}\n\n{text['command']}\n{listing}",
@@ -206,6 +206,18 @@ def _plan(rest: list[str], text: dict[str, str]) -> int:
         from aquila2_tut.memory import commands
 
         outcome[0] = commands.run_plan(rest, text)
+    return outcome[0]
+
+
+# --- evaluation ---
+
+
+def _evaluate(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+        from aquila2_tut.evaluate import commands
+
+        outcome[0] = commands.run_evaluate(rest, text, AutoLoader)
     return outcome[0]
 
 
@@ -413,6 +425,7 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "assets": _assets,
     "chat": _chat,
     "data": _data,
+    "evaluate": _evaluate,
     "finetune": _finetune,
     "merge": _merge,
     "plan": _plan,
