@@ -102,10 +102,11 @@ Job = tuple[str, str, int, Callable[[str, int, Path], dict[str, Any]]]
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """All runs, one seed after another: whenever it ends, whole seeds are there."""
     yield "reasoning", "chat", 0, reasoning_run
-    for seed in options.leak_seeds:
-        yield from (("leak", variant, seed, leak_run) for variant in ("clean", "leak"))
-    for seed in options.seeds:
-        yield from (("reasoning", variant, seed, reasoning_run) for variant in ("sft", "cot"))
+    for seed in sorted({*options.seeds, *options.leak_seeds}):
+        if seed in options.seeds:
+            yield from (("reasoning", variant, seed, reasoning_run) for variant in ("sft", "cot"))
+        if seed in options.leak_seeds:
+            yield from (("leak", variant, seed, leak_run) for variant in ("clean", "leak"))
 
 
 def done(folder: Path, kind: str, variant: str, seed: int, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:

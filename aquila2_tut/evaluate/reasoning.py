@@ -50,12 +50,12 @@ class Plan:
         precision: of the products in training.
     """
 
-    questions: dict[str, int] = field(default_factory=lambda: {"babi15": 1100, "babi16": 1100, "kinship": 600})
-    asked: int = 200
+    questions: dict[str, int] = field(default_factory=lambda: {"babi15": 1800, "babi16": 1100, "kinship": 1000})
+    asked: int = 100
     asked_seed: int = 7
     language: str = "en"
     batch_size: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     warmup: int = 10
     precision: str = "bfloat16"
 

@@ -1,6 +1,7 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
+from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
 from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
@@ -45,6 +46,7 @@ __all__ = [
     "plot_growth",
     "plot_held",
     "plot_layer_errors",
+    "plot_leak",
     "plot_lengths",
     "plot_losses",
     "plot_memory_needs",
@@ -56,9 +58,12 @@ __all__ = [
     "plot_placement",
     "plot_power_law",
     "plot_published",
+    "plot_reasoning",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
+    "plot_sizes",
+    "plot_skills",
     "plot_speed_and_memory",
     "plot_steps",
     "plot_sweep",
