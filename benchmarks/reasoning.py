@@ -55,13 +55,13 @@ def reasoning_run(variant: str, seed: int, folder: Path) -> dict[str, Any]:
 
     plan = reasoning.Plan()
     model, tokenizer = opened()
-    log, begun = [], time.perf_counter()
-    if variant != "chat":
+    log, begun, cot = [], time.perf_counter(), variant in reasoning.THINKING
+    if variant in reasoning.TUNED:
         instances = reasoning.training_set(plan, seed)
-        settings, cot = plan.settings(seed, len(instances)), variant == "cot"
+        settings = plan.settings(seed, len(instances))
         log = reasoning.tune(model, tokenizer, instances, settings, cot=cot, folder=folder, on_step=tell)
     tuned = time.perf_counter()
-    found = reasoning.judged(model, tokenizer, reasoning.test_set(plan), cot=variant == "cot")
+    found = reasoning.judged(model, tokenizer, reasoning.test_set(plan), cot=cot)
     marks = {way: {task: bits(right) for task, right in tasks.items()} for way, tasks in found.items()}
     return {
         "variant": variant,
@@ -101,7 +101,7 @@ Job = tuple[str, str, int, Callable[[str, int, Path], dict[str, Any]]]
 
 def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """All runs, one seed after another: whenever it ends, whole seeds are there."""
-    yield "reasoning", "chat", 0, reasoning_run
+    yield from (("reasoning", variant, 0, reasoning_run) for variant in ("chat", "think"))
     for seed in sorted({*options.seeds, *options.leak_seeds}):
         if seed in options.seeds:
             yield from (("reasoning", variant, seed, reasoning_run) for variant in ("sft", "cot"))

@@ -17,7 +17,7 @@ from task_solvers import SOLVERS, animal_facts, kin_facts, singular
 from aquila2_tut import Aquila2Config, AutoLoader
 from aquila2_tut.data import encode_conversation, extract_answer
 from aquila2_tut.evaluate import EvaluateError, leak, measured, reasoning
-from aquila2_tut.evaluate.measured import measured_leak, measured_reasoning, paired, score
+from aquila2_tut.evaluate.measured import measured_leak, measured_reasoning, paired, score, scores
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.train import TrainError
 
@@ -217,7 +217,7 @@ def test_what_is_stored_was_done_by_the_plans_of_today():
     assert found.plan == json.loads(json.dumps(asdict(reasoning.Plan())))
     assert measured_leak().plan == json.loads(json.dumps(asdict(leak.LeakPlan())))
     assert found.seeds == (1, 2, 3, 4, 5)
-    for variant, seeds in (("chat", 1), ("sft", 5), ("cot", 5)):
+    for variant, seeds in (("chat", 1), ("think", 1), ("sft", 5), ("cot", 5)):
         for way in reasoning.WAYS:
             rows = found.marks(variant, way)
             assert {task: table.shape for task, table in rows.items()} == dict.fromkeys(reasoning.TASKS, (seeds, 100))
@@ -238,6 +238,18 @@ def test_the_chat_model_still_answers_as_stored(chat):
         assert same >= 28
 
 
+def test_scores_are_of_the_stored_marks():
+    """The values by plain counting; a guess among four species is right about one time in four."""
+    table = scores(measured_reasoning())
+    assert list(table["generation"]) == [*reasoning.TASKS, "mean"]
+    runs = [run["generation"] for run in measured_reasoning().runs if run["variant"] == "cot"]
+    shares = {task: sum(run[task].count("1") for run in runs) / len(runs) / 100 for task in reasoning.TASKS}
+    for task, share in shares.items():
+        assert table["generation"][task]["cot"].value == pytest.approx(share)
+    assert table["generation"]["mean"]["cot"].value == pytest.approx(sum(shares.values()) / 3)
+    assert 0.15 < table["generation"]["babi15"]["guess"].value < 0.4
+
+
 # --- the leak ---
 
 
@@ -256,10 +268,9 @@ def test_the_leak_is_found_and_nothing_else(seed):
         found = leak.found_in(out, training)
         assert found["every n-gram"] == found["near-duplicate"] == (plan.leaked if with_it else 0)
         assert leak.found_in(fresh, training)["near-duplicate"] == 0
-        stored = [
-            r for r in measured_leak().runs if (r["seed"], r["variant"]) == (seed, "leak" if with_it else "clean")
-        ]
-        assert stored[0]["found"]["leaked"] == found
+        of = (seed, "leak" if with_it else "clean")
+        (stored,) = (run for run in measured_leak().runs if (run["seed"], run["variant"]) == of)
+        assert stored["found"]["leaked"] == found
     assert found["an n-gram"] > plan.leaked / 4, "a clean set would be accused by single n-grams"
 
 

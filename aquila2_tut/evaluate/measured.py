@@ -16,6 +16,7 @@ import numpy as np
 
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate
+from aquila2_tut.evaluate.reasoning import TUNED, VARIANTS, WAYS, Plan, guessed
 
 Marks = Mapping[str, np.ndarray]  # task -> (seeds, questions), 1 where an answer is right
 
@@ -40,7 +41,7 @@ class Reasoning:
         """Which answers were right.
 
         Args:
-            variant: "chat", "sft" or "cot". The chat model is one, whatever the seed, and has one row.
+            variant: one of `VARIANTS`. The chat model is one, whatever the seed, and has one row.
             way: "generation" or "likelihood".
 
         Raises:
@@ -82,13 +83,10 @@ def _stored() -> dict[str, Any]:
 def measured_reasoning() -> Reasoning:
     """SFT against SFT with chains of thought, as stored; only seeds of which both models are there."""
     stored = _stored()
-    of = {variant: [r["seed"] for r in stored["reasoning"]["runs"] if r["variant"] == variant] for variant in _TUNED}
+    of = {variant: [r["seed"] for r in stored["reasoning"]["runs"] if r["variant"] == variant] for variant in TUNED}
     seeds = tuple(seed for seed in of["sft"] if seed in of["cot"])
-    runs = [run for run in stored["reasoning"]["runs"] if run["variant"] not in _TUNED or run["seed"] in seeds]
+    runs = [run for run in stored["reasoning"]["runs"] if run["variant"] not in TUNED or run["seed"] in seeds]
     return Reasoning(stored["conditions"], stored["reasoning"]["plan"], runs, seeds)
-
-
-_TUNED = ("sft", "cot")
 
 
 def measured_leak() -> Leak:
@@ -107,6 +105,19 @@ def score(marks: Marks, seed: int = 0, rounds: int = 2000) -> Estimate:
         seed, rounds: of the draws.
     """
     return _crossed([marks], lambda shares: shares[0], seed, rounds)
+
+
+def scores(found: Reasoning) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Way -> task, and "mean" at last -> "guess" and each variant -> share of right answers, see `score`."""
+    guess = {task: np.array([right], dtype=int) for task, right in guessed(Plan(**found.plan)).items()}
+    table: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for way in WAYS:
+        marks = {"guess": guess, **{variant: found.marks(variant, way) for variant in VARIANTS}}
+        table[way] = {
+            task: {name: score({task: rows[task]}) for name, rows in marks.items()} for task in found.plan["questions"]
+        }
+        table[way]["mean"] = {name: score(rows) for name, rows in marks.items()}
+    return table
 
 
 class Paired(NamedTuple):

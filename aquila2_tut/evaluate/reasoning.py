@@ -25,11 +25,12 @@ from transformers import PreTrainedTokenizerBase
 
 from aquila2_tut.data import Instance, encode_conversation, generate, is_correct
 from aquila2_tut.evaluate.errors import EvaluateError
-from aquila2_tut.evaluate.generated import ask, held_out
+from aquila2_tut.evaluate.generated import ask, guesses, held_out
 from aquila2_tut.train.loop import Settings, Step, train
 
 TASKS = ("babi15", "babi16", "kinship")
-VARIANTS = ("chat", "sft", "cot")
+VARIANTS = ("chat", "think", "sft", "cot")  # "think" is the chat model asked to think step by step
+THINKING, TUNED = ("think", "cot"), ("sft", "cot")
 WAYS = ("generation", "likelihood")
 TEMPLATE = "aquila-v1"  # in which Nano-Chat was tuned
 _POOL = 2000  # training instances that are looked through for all the answers that a task has
@@ -87,6 +88,15 @@ test_set.__test__ = False  # type: ignore[attr-defined]  # no test, though pytes
 def possible_answers(task: str, language: str) -> list[str]:
     """All answers that a task has, in the order of the alphabet."""
     return sorted({instance.answer for instance in islice(generate(task, language, "train"), _POOL)})
+
+
+def guessed(plan: Plan) -> dict[str, list[bool]]:
+    """Task -> whether a guess among what each question itself names is right, see `guesses`."""
+    found = {}
+    for task, asked in test_set(plan).items():
+        answers = guesses(islice(generate(task, plan.language, "train"), _POOL), asked, plan.asked_seed)
+        found[task] = [is_correct(instance, answer) for instance, answer in zip(asked, answers, strict=True)]
+    return found
 
 
 def tune(

@@ -10,9 +10,11 @@ from .plots import BLUE, GREEN, INK, MUTED, ORANGE, PINK, label, new_figure, new
 
 Interval = tuple[float, float, float]  # value, low, high: shares from 0 to 1
 VARIANTS = {
+    "guess": ("a guess", "乱猜"),
     "chat": ("Nano-Chat", "Nano-Chat"),
+    "think": ("asked to think", "要求推理"),
     "sft": ("+ SFT", "+ SFT"),
-    "cot": ("+ SFT with chains of thought", "+ 带思维链的 SFT"),
+    "cot": ("+ SFT + CoT", "+ SFT + 思维链"),
 }
 TASKS = {
     "babi15": ("deduction", "演绎"),
@@ -55,8 +57,8 @@ def plot_reasoning(scores: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -
     """Show what each model has right, task by task, by the two ways of asking.
 
     Args:
-        scores: way ("generation", "likelihood") -> task, or "mean" -> variant ("chat", "sft", "cot") -> the share of
-            right answers, low, high.
+        scores: way ("generation", "likelihood") -> task, and "mean" at last -> variant ("guess", "chat",
+            "think", "sft", "cot") -> the share of right answers, low, high.
     """
     tasks = next(iter(scores.values()))
     variants = list(next(iter(tasks.values())))
@@ -68,6 +70,7 @@ def plot_reasoning(scores: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -
                 _dot(axes, place + shift, table[task][variant], COLOURS[number], MARKERS[number], name)
         axes.set_title(label(*TASKS[task]))
         _percent(axes)
+        axes.set_xticks((0, 40, 80))
     _rows(panels[0], [label(*VARIANTS[variant]) for variant in variants])
     figure.supxlabel(label("right answers, %", "答对的比例（%）"), fontsize="medium")
     handles, names = panels[0].get_legend_handles_labels()
@@ -155,10 +158,10 @@ def plot_sizes(points: Mapping[str, tuple[float, float]], task: str, ours: str =
             name, (size, value), (6, 4), textcoords="offset points", fontsize=8.5, color=INK if own else MUTED
         )
     sizes = [size for size, _ in points.values()]
-    axes.set(xscale="log", xlim=(0.85 * min(sizes), 1.9 * max(sizes)))
+    axes.set(xscale="log", xlim=(0.7 * min(sizes), 1.9 * max(sizes)))
     axes.set(xlabel=label("billions of parameters, logarithmic", "参数量（B，即十亿；对数坐标）"), ylabel=f"{task} (%)")
-    ticks = sorted(set(sizes))
-    axes.set_xticks(ticks, [f"{size:g}" for size in ticks])
+    ticks = [size for size in (1, 2, 5, 10, 20, 50, 100, 200) if min(sizes) / 2 < size < 2 * max(sizes)]
+    axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
     said = (
         label(f"{name}, {size:g} billion: {value:.1f}", f"{name}，{size:g}B：{value:.1f}")
