@@ -1,6 +1,7 @@
 """Figures in one style: SVG with live text, labels in the language of the page, colours for every eye."""
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
+from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
 from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
@@ -22,7 +23,7 @@ from .quant_plots import (
     plot_speed_and_memory,
     plot_weights_and_levels,
 )
-from .results_plots import plot_intervals, plot_languages, plot_sizes
+from .results_plots import plot_intervals, plot_languages
 from .scaling_plots import plot_held, plot_placement, strategy_name
 from .training_plots import (
     plot_bits,
@@ -48,6 +49,7 @@ __all__ = [
     "plot_intervals",
     "plot_languages",
     "plot_layer_errors",
+    "plot_leak",
     "plot_lengths",
     "plot_losses",
     "plot_memory_needs",
@@ -59,10 +61,12 @@ __all__ = [
     "plot_placement",
     "plot_power_law",
     "plot_published",
+    "plot_reasoning",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
     "plot_sizes",
+    "plot_skills",
     "plot_speed_and_memory",
     "plot_steps",
     "plot_sweep",
