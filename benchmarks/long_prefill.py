@@ -1,9 +1,9 @@
 """Reading a long prompt on a CPU: this package against transformers' LlamaForCausalLM with the same weights.
 
-Prefill of 512 to 8,192 tokens with SmolLM2-135M in float32, one row, into a cache, in `inference_mode`; both sides are
+Prefill of 512 to 8,192 tokens with SmolLM2-135M in float32, one row, into a cache, in `inference_mode`; the sides are
 in one process and take turns, the best turn of each counts. transformers runs with sdpa and scores the last position
-only (`logits_to_keep=1`), as its `generate` does; `--all-logits` adds a side that scores all, as `model(ids)` does. Ours
-runs in one piece, in pieces of 512, and in one piece with attention and products by torch, as in `torch_products`: the
+only (`logits_to_keep=1`), as its `generate` does; `--all-logits` adds a side that scores all, as `model(ids)` does.
+Ours runs in one piece, in pieces of 512, and in one piece with all products by torch, as in `torch_products`: the
 difference to that is what oneDNN gains.
 
 Prints tokens a second, the ratio to transformers, and the growth: how many times longer twice the tokens take.
