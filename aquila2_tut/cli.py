@@ -348,7 +348,7 @@ class Session:
             seed=seed + self.turns if seed > 0 else seed,
             convo_template=options["template"],
             system=options["system"],
-            **{name: options[name] for name in _PASSED_ON if name in options},
+            **{name: options[name] for name in _PASSED_ON},
         )
 
     def reset(self) -> None:

@@ -1,6 +1,5 @@
-"""Memory and what it is spent on: derived (`formula`), rehearsed (`rehearse`), measured (`measure`), an answer as well as a step
-(`inference`); the cards and what
-links them (`hardware`), and several of them together (`sharding`)."""
+"""Memory and what it is spent on: derived (`formula` for a step, `inference` for an answer), rehearsed (`rehearse`),
+measured (`measure`); the cards and what links them (`hardware`), and several of them together (`sharding`)."""
 
 from .errors import RehearsalError
 from .formula import formula
