@@ -55,7 +55,7 @@ def test_pieces_give_the_logits_of_the_whole_below_at_and_beyond_the_trained_len
         ids = some_ids(length)
         out = prefill(model, ids, chunk)
         assert out.logits.shape == (1, 1, 97) and out.past_key_values.get_seq_length() == length
-        torch.testing.assert_close(out.logits, model(ids).logits[:, -1:], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.logits, model(ids).logits[:, -1:], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def test_padded_rows_in_pieces(rope, factor):
     mask = torch.ones_like(ids)
     mask[0, :35] = 0  # a whole piece of padding, and a part of one
     out = prefill(model, ids, 30, mask=mask).logits
-    torch.testing.assert_close(out, model(ids, attention_mask=mask).logits[:, -1:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out, model(ids, attention_mask=mask).logits[:, -1:], rtol=0, atol=1e-4)
 
 
 def test_more_than_the_context_holds_is_refused_and_not_cut():
@@ -171,7 +171,7 @@ def test_a_fixed_cache_gives_the_logits_of_one_that_grows_and_of_transformers_st
     caches = (make_cache(), make_cache(length=60), make_cache("float32", 61), StaticCache(model.config, 64))
     for cache in caches:
         pieces = [model(piece, past_key_values=cache, use_cache=True).logits for piece in ids.split([30, 29, 1], dim=1)]
-        torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
