@@ -14,6 +14,7 @@ cache the bits that a token of a text takes, read in pieces through that cache.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -51,8 +52,11 @@ def ways(model, ids: torch.Tensor, chunk: int) -> dict[str, Callable[[], torch.T
 
 
 def prompt(tokenizer, tokens: int) -> torch.Tensor:
-    text = next(iter(documents("austen"))).text
-    return torch.tensor([tokenizer.encode(text[: 8 * tokens])[:tokens]])
+    text = "\n\n".join(chapter.text for chapter in itertools.islice(documents("austen"), 1 + tokens // 500))
+    ids = torch.tensor([tokenizer.encode(text)[:tokens]])
+    if ids.shape[1] < tokens:
+        raise SystemExit(f"the text has only {ids.shape[1]} tokens")
+    return ids
 
 
 @torch.inference_mode()

@@ -210,12 +210,17 @@ def test_options_that_make_no_sense(smol):
 # ---------- what must be seen ----------
 
 
+def chapter_ids(tokenizer, length: int) -> torch.Tensor:
+    ids = torch.tensor([tokenizer.encode(next(iter(documents("austen"))).text)[:length]])
+    assert ids.shape == (1, length)
+    return ids
+
+
 @torch.inference_mode()
 def test_smollm2_in_pieces_has_the_logits_and_half_the_memory(smol):
     """At 1,024 tokens; `benchmarks/long_memory.py` shows 8,192, and the resident set."""
     model, tokenizer = smol
-    text = next(iter(documents("austen"))).text
-    ids = torch.tensor([tokenizer.encode(text[:8000])[:1024]])
+    ids = chapter_ids(tokenizer, 1024)
     found = {}
     pieces = peak_bytes(lambda: found.update(pieces=prefill(model, ids, 128, make_cache(length=1024)).logits))
     all_scored = peak_bytes(lambda: found.update(whole=model(ids, use_cache=True).logits[:, -1:]))
@@ -226,8 +231,7 @@ def test_smollm2_in_pieces_has_the_logits_and_half_the_memory(smol):
 @torch.inference_mode()
 def test_int8_costs_at_most_one_percent_of_bits_per_byte(smol):
     model, tokenizer = smol
-    text = next(iter(documents("austen"))).text
-    ids = torch.tensor([tokenizer.encode(text[:6000])[:768]])
+    ids = chapter_ids(tokenizer, 768)
     bits = {}
     for stored in ("float32", "int8"):
         cache = make_cache(stored, ids.shape[1])
