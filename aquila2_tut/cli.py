@@ -265,6 +265,8 @@ def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--topk", type=int, default=15, help=text["topk"])
     parser.add_argument("--seed", type=int, default=123, help=text["seed"])
     parser.add_argument("--max-gen-len", type=int, default=200, help=text["max_gen_len"])
+    parser.add_argument("--prefill-chunk", type=int, default=0, metavar="N", help=text["prefill_chunk"])
+    parser.add_argument("--cache-dtype", metavar="NAME", help=text["cache_dtype"])
     add_common(parser, text)
     return parser
 
@@ -311,6 +313,9 @@ def error_line(error: Exception) -> str:
     return f"{PROGRAM}: " + " ".join(printable(str(error)).split())
 
 
+_PASSED_ON = ("max_gen_len", "top_p", "topk", "temperature", "prefill_chunk", "cache_dtype")
+
+
 @dataclass
 class Session:
     """One conversation.
@@ -355,7 +360,7 @@ class Session:
             seed=seed + self.turns if seed > 0 else seed,
             convo_template=options["template"],
             system=options["system"],
-            **{name: options[name] for name in ("max_gen_len", "top_p", "topk", "temperature")},
+            **{name: options[name] for name in _PASSED_ON},
         )
 
     def reset(self) -> None:
