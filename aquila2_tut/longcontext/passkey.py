@@ -25,8 +25,8 @@ from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.model.cache import growing_cache
 
 ASK = {"en": "The number of the {key} is", "zh": "{key}的号码是"}
-TELL = {"en": "{ask} {value}.\n", "zh": "{ask}{value}。\n"}
 ANSWER = {"en": " {value}", "zh": "{value}"}
+END = {"en": ".\n", "zh": "。\n"}
 KEYS = {
     "en": "garden house school church river road king queen doctor captain sister brother horse letter carriage "
     "window table button file page cell line image text street town village bridge island mountain ship tree".split(),
@@ -97,13 +97,14 @@ class Maker:
         if not any(self.lines) or self.digits < 1:
             raise LongContextError("needles need lines to lie among, and numbers of at least one digit")
 
-    def item(self, length: int, depths: Sequence[float], dice: Random) -> Item:
+    def item(self, length: int, depths: Sequence[float], dice: Random, asked: int = 1) -> Item:
         """One item.
 
         Args:
-            length: tokens of text, question and answer together.
+            length: tokens of text, questions and answers together.
             depths: where the needles lie, from 0 to 1; each has a key and a number of its own.
             dice: choose lines, keys and numbers.
+            asked: questions, with the end of a sentence between two, for which room is left.
 
         Raises:
             LongContextError: the length has no room for the needles.
@@ -111,10 +112,11 @@ class Maker:
         facts = self.facts(len(depths), dice)
         needles = [self.encode(self.told(*fact)) for fact in facts]
         questions = [self._question(*fact, depth, dice) for fact, depth in zip(facts, depths, strict=True)]
-        tail = max(len(asked) + max(map(len, candidates)) for _, asked, candidates in questions)
-        room = length - 1 - tail - sum(map(len, needles))
+        tail = max(len(question.asked) + max(map(len, question.candidates)) for question in questions)
+        tails = asked * tail + (asked - 1) * len(self.encode(END[self.language]))
+        room = length - 1 - tails - sum(map(len, needles))
         if room < 0:
-            raise LongContextError(f"{len(needles)} needles and a question do not fit into {length} tokens")
+            raise LongContextError(f"{len(needles)} needles and {asked} questions do not fit into {length} tokens")
         body = scatter(self.stretch(room, dice), zip(depths, needles, strict=True))
         return Item(self.language, length, [self.tokenizer.bos_token_id, *body], questions)
 
@@ -129,7 +131,10 @@ class Maker:
 
     def told(self, key: str, value: str) -> str:
         """The needle."""
-        return TELL[self.language].format(ask=ASK[self.language].format(key=key), value=value)
+        return self._ask(key) + ANSWER[self.language].format(value=value) + END[self.language]
+
+    def _ask(self, key: str) -> str:
+        return ASK[self.language].format(key=key)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without a control token."""
@@ -140,7 +145,7 @@ class Maker:
         while len(others) < CANDIDATES:
             others.add(self._number(dice))
         values = [value, *sorted(others - {value})]
-        ask = ASK[self.language].format(key=key)
+        ask = self._ask(key)
         asked = self.encode(ask)
         whole = [self.encode(ask + ANSWER[self.language].format(value=one)) for one in values]
         if any(ids[: len(asked)] != asked for ids in whole):
