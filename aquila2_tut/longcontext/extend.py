@@ -1,8 +1,8 @@
 """A small model's context extended, by every scaling of its rotation, with training and without: `aquila2-tut extend`.
 
 What a model cannot do on a short text it will not do on a long one. So each seed first teaches it, at the length that
-it was pretrained on, to find numbers in a text. Of the model that comes out, the positions are stretched by each method;
-it is measured as it is, then tuned a little at the new length, and measured again.
+it was pretrained on, to find numbers in a text. The positions of the model that comes out are stretched, by each
+method; it is measured as it is, then tuned a little at the new length, and measured again.
 
 Every stage leaves its result in the folder, whole or not at all: a run that is killed is simply given again.
 """
@@ -39,11 +39,14 @@ from aquila2_tut.train.recipe import Run, arguments, claim
 from aquila2_tut.train.trainer import Aquila2Trainer
 
 _COUNTS = ("factors", "seeds", "steps", "batch_size", "lesson_steps", "lesson_batch", "documents", "items")
+_FREE = ("methods", "factors", "seeds", "gradient_checkpointing")  # the bits of a cell do not depend on them
+_LEFT_OUT = (*_FREE, "seed")  # of the conditions that are told with the results
 METHODS = ("none", "linear", "ntk", "dynamic", "yarn")
 STAGES = ("taught", "tuned")
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RECIPE = Path(__file__).with_name("nano.yaml")
 RESULTS = "extended.json"
+SHOWN = Path(__file__).with_name(RESULTS)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Extension(Run):
     seeds: tuple[int, ...] = (1,)
     lesson_steps: int = 100
     lesson_batch: int = 8
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool = False
     documents: int = 5
     document_tokens: int = 4096
     items: int = 3
@@ -98,7 +101,7 @@ def extend(recipe: Extension, folder: Path) -> Path:
     """Teaches, stretches, measures, tunes and measures; goes on where an earlier call was stopped.
 
     Args:
-        recipe: methods, factors and seeds may be others when a run goes on: what is there is kept.
+        recipe: its methods, factors and seeds may be others when a run goes on: what is there is kept.
         folder: gets the models, and the results.
 
     Returns:
@@ -109,7 +112,7 @@ def extend(recipe: Extension, folder: Path) -> Path:
         AssetError: texts have not been fetched.
         LongContextError: there is no such model, or too few long texts.
     """
-    claim(folder, recipe, free=("methods", "factors", "seeds"))
+    claim(folder, recipe, free=_FREE)
     study = Study(recipe, folder)
     for cell in cells(recipe):
         if not any(_cell_of(row) == cell for row in study.rows):
@@ -267,17 +270,14 @@ class Study:
     def keep(self, cell: Cell, found: dict[str, Any]) -> None:
         """Adds a cell to the results, in one step."""
         self.rows.append(cell._asdict() | found)
-        conditions = {name: value for name, value in dataclasses.asdict(self.recipe).items() if name not in _CHOSEN}
+        conditions = {name: value for name, value in dataclasses.asdict(self.recipe).items() if name not in _LEFT_OUT}
         fresh = self.file.with_suffix(".new")
         fresh.write_text(_as_lines({"conditions": conditions, "cells": self.rows}), encoding="utf-8")
         os.replace(fresh, self.file)
 
 
-_CHOSEN = ("methods", "factors", "seeds", "seed")
-
-
 def summed(answers: Sequence[Answer]) -> list[list[Any]]:
-    """Answers as they are kept: language, length, depth, questions, how many right word for word, how many likeliest."""
+    """Answers as they are kept: language, length, depth, how many; right word for word, and by the likeliest of ten."""
     counts: dict[tuple[str, int, float], list[int]] = {}
     for answer in answers:
         count = counts.setdefault(answer[:3], [0, 0, 0])
@@ -300,7 +300,7 @@ def _rounded(value: Any) -> Any:
     return round(value, 2) if isinstance(value, float) else value
 
 
-def read_results(file: Path = Path(__file__).with_name(RESULTS)) -> dict[str, Any]:
+def read_results(file: Path = SHOWN) -> dict[str, Any]:
     """What a run has measured: by default the one that the book shows.
 
     Returns:

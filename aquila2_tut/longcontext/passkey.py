@@ -4,8 +4,8 @@ An item is made of real lines, to the token as long as asked, with one needle or
 the garden is 7." A question ends where the answer would begin. It is right if the model would say the answer letter by
 letter; a model that is too small for that can still hold it likelier than the other candidates, which is the rank.
 
-Source: the passkey is after Mohtashami and Jaggi 2023 (arXiv 2305.16300), several needles after Hsieh et al. 2024 (arXiv
-2404.06654); words and sentences are our own.
+Source: the passkey is after Mohtashami and Jaggi 2023 (arXiv 2305.16300), several needles after Hsieh et al. 2024
+(arXiv 2404.06654); words and sentences are our own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 
 from aquila2_tut.longcontext.errors import LongContextError
 from aquila2_tut.model import Aquila2ForCausalLM
@@ -27,12 +26,13 @@ from aquila2_tut.model.cache import growing_cache
 ASK = {"en": "The number of the {key} is", "zh": "{key}的号码是"}
 ANSWER = {"en": " {value}", "zh": "{value}"}
 END = {"en": ".\n", "zh": "。\n"}
-KEYS = {
-    "en": "garden house school church river road king queen doctor captain sister brother horse letter carriage "
-    "window table button file page cell line image text street town village bridge island mountain ship tree".split(),
+_KEYS = {
+    "en": "garden house school church river road king queen doctor captain sister brother horse letter carriage window "
+    "table button file page cell line image text street town village bridge island mountain ship tree",
     "zh": "花园 房子 学校 月亮 大江 高楼 将军 公主 先生 书生 妹妹 哥哥 白马 书信 马车 窗口 表格 按钮 文件 页面 "
-    "单元格 图像 文字 长街 山城 江村 断桥 小岛 青山 扁舟 梅花 杨柳".split(),
+    "单元格 图像 文字 长街 山城 江村 断桥 小岛 青山 扁舟 梅花 杨柳",
 }
+KEYS = {language: words.split() for language, words in _KEYS.items()}
 CANDIDATES = 10
 
 Lines = Sequence[Sequence[int]]

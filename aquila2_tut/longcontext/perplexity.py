@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ def by_position(
     ends = [1, *sorted(edges), length]
     return [
         Band(begin, end, float(costs[begin - 1 : end - 1].sum()), int(sizes[begin - 1 : end - 1].sum()))
-        for begin, end in zip(ends, ends[1:], strict=False)
+        for begin, end in pairwise(ends)
     ]
 
 

@@ -1,4 +1,4 @@
-"""How a text that is longer than what a model reads at once is cut into windows, so that every token is counted once."""
+"""How a text that is longer than what a model reads at once is cut: into windows that count every token once."""
 
 from __future__ import annotations
 
