@@ -13,7 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,12 +97,13 @@ class Cell(NamedTuple):
     stage: str
 
 
-def extend(recipe: Extension, folder: Path) -> Path:
+def extend(recipe: Extension, folder: Path, told: Callable[[int, int, dict[str, Any]], None] | None = None) -> Path:
     """Teaches, stretches, measures, tunes and measures; goes on where an earlier call was stopped.
 
     Args:
         recipe: its methods, factors and seeds may be others when a run goes on: what is there is kept.
         folder: gets the models, and the results.
+        told: called with the number of each cell, how many there are, and what it is, see `read_results`.
 
     Returns:
         The file of the results, see `read_results`.
@@ -114,9 +115,12 @@ def extend(recipe: Extension, folder: Path) -> Path:
     """
     claim(folder, recipe, free=_FREE)
     study = Study(recipe, folder)
-    for cell in cells(recipe):
-        if not any(_cell_of(row) == cell for row in study.rows):
+    wanted = list(cells(recipe))
+    for number, cell in enumerate(wanted, 1):
+        if study.row(cell) is None:
             study.keep(cell, study.measured(study.model(cell), cell))
+        if told:
+            told(number, len(wanted), study.row(cell))
     return study.file
 
 
@@ -126,10 +130,6 @@ def cells(recipe: Extension) -> Iterator[Cell]:
         yield Cell(factor, 0, "none", "raw")
         for seed in recipe.seeds:
             yield from (Cell(factor, seed, method, stage) for method in recipe.methods for stage in STAGES)
-
-
-def _cell_of(row: dict[str, Any]) -> Cell:
-    return Cell(*(row[field] for field in Cell._fields))
 
 
 def scaled(config: Aquila2Config, method: str, factor: int) -> Aquila2Config:
@@ -176,6 +176,10 @@ class Study:
         self.config = Aquila2Config.from_pretrained(base)
         self._texts: dict[str, dict[str, list[str]]] = {}
         self.rows: list[dict[str, Any]] = read_results(self.file)["cells"] if self.file.is_file() else []
+
+    def row(self, cell: Cell) -> dict[str, Any] | None:
+        """What is known of a cell, or None."""
+        return next((row for row in self.rows if tuple(row[field] for field in Cell._fields) == cell), None)
 
     # --- models ------------------------------------------------------------------------------------------------------
 
@@ -314,3 +318,25 @@ def read_results(file: Path = SHOWN) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LongContextError(f"{file}: no results of an extension: {error}") from None
+
+
+def bits_per_byte(row: dict[str, Any]) -> float:
+    """Of all positions of a cell."""
+    return sum(band[2] for band in row["bits"]) / sum(band[3] for band in row["bits"])
+
+
+def found_share(row: dict[str, Any], length: int, likeliest: bool = True) -> float:
+    """The share of numbers that a cell found in texts of one length.
+
+    Args:
+        row: of a cell.
+        length: tokens.
+        likeliest: whether the likeliest of ten candidates counts, or what the model would say.
+
+    Raises:
+        LongContextError: no text was as long.
+    """
+    chosen = [counts for _, tokens, _, *counts in row["passkey"] if tokens == length]
+    if not chosen:
+        raise LongContextError(f"no number was asked for in texts of {length} tokens")
+    return sum(counts[1 + likeliest] for counts in chosen) / sum(counts[0] for counts in chosen)

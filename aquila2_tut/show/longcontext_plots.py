@@ -149,11 +149,8 @@ def plot_stretched(rows: Mapping[str, Before], name: str, reference: float | Non
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=2)
     words = [_row_in_words(method_name(method), row) for method, row in rows.items()]
-    show(
-        figure,
-        f"{name}{label('. ', '。')}{label('; ', '；').join(words)}",
-        label("Scalings compared", "各缩放方法比较"),
-    )
+    said = name + label(". ", "。") + label("; ", "；").join(words)
+    show(figure, said, label("Scalings compared", "各缩放方法比较"))
 
 
 def _row_in_words(name: str, row: Before) -> str:
