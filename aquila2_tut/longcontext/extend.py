@@ -58,7 +58,8 @@ class Extension(Run):
         methods: of `METHODS`; "none" leaves the rotation as it is.
         factors: by how much the context grows.
         seeds: of the rows and their order.
-        lesson_steps, lesson_batch: of the first lesson, at the old length.
+        finding: share of the rows in which numbers are to be found; the others are documents to read on in.
+        lesson_steps, lesson_batch, lesson_finding: of the first lesson, at the old length.
         gradient_checkpointing: whether what lies between layers is computed a second time rather than kept.
         documents: of each language to measure on;
         document_tokens: that each has at least, whatever the context.
@@ -69,8 +70,10 @@ class Extension(Run):
     methods: tuple[str, ...] = METHODS
     factors: tuple[int, ...] = (4,)
     seeds: tuple[int, ...] = (1,)
+    finding: float = 0.25
     lesson_steps: int = 100
     lesson_batch: int = 8
+    lesson_finding: float = 0.5
     gradient_checkpointing: bool = False
     documents: int = 5
     document_tokens: int = 4096
@@ -86,6 +89,9 @@ class Extension(Run):
             for number in value if isinstance(value, tuple) else (value,):
                 if not isinstance(number, int) or number < 1:
                     yield field, f"whole numbers from 1 on are needed, not {number!r}"
+        for field in ("finding", "lesson_finding"):
+            if not 0 <= getattr(self, field) < 1:
+                yield field, f"a share from 0 to below 1 is needed, not {getattr(self, field)!r}"
 
 
 class Cell(NamedTuple):
@@ -197,7 +203,8 @@ class Study:
     def taught(self, seed: int) -> Path:
         """The folder of the model that has had its lesson at the old length."""
         recipe = self.recipe
-        run = dataclasses.replace(recipe, steps=recipe.lesson_steps, batch_size=recipe.lesson_batch)
+        changes = {"steps": recipe.lesson_steps, "batch_size": recipe.lesson_batch, "finding": recipe.lesson_finding}
+        run = dataclasses.replace(recipe, **changes)
         return self.learned(f"taught-seed-{seed}", self.base, self.config, run, seed)
 
     def learned(self, name: str, base: Path, config: Aquila2Config, run: Extension, seed: int) -> Path:
@@ -208,7 +215,7 @@ class Study:
         model = Aquila2ForCausalLM.from_pretrained(base, config=config, dtype=torch.float32)
         if run.gradient_checkpointing:
             recompute_layers(model)
-        rows = self.lesson(run.length, run.steps * run.batch_size, seed)
+        rows = self.lesson(run, seed)
         options = {"seed": seed, "report_to": "none", "save_total_limit": 1}
         trainer = Extender(model, arguments(run, work, **options), rows)
         trainer.resume_or_train()
@@ -218,14 +225,15 @@ class Study:
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
-    def lesson(self, length: int, count: int, seed: int) -> list[Row]:
-        """Rows to read and rows to find numbers in, as many of the ones as of the others; the same for every method."""
-        place = self.folder / f"rows-{length}-seed-{seed}"
+    def lesson(self, run: Extension, seed: int) -> list[Row]:
+        """Rows to read and rows to find numbers in; the same for every method."""
+        place = self.folder / f"rows-{run.length}-seed-{seed}"
         if not place.is_dir():
-            dice = Random(f"lesson {length} {seed}")
+            dice, rows = Random(f"lesson {run.length} {seed}"), run.steps * run.batch_size
+            finding = round(rows * run.finding)
             texts = [text for found in self.texts("train").values() for text in found]
-            rows = reading_rows(self.tokenizer, texts, length, count - count // 2, dice)
-            keep_rows(rows + finding_rows(self.makers("train"), length, count // 2, dice), place)
+            to_read = reading_rows(self.tokenizer, texts, run.length, rows - finding, dice)
+            keep_rows(to_read + finding_rows(self.makers("train"), run.length, finding, dice), place)
         return open_rows(place)
 
     def texts(self, split: str) -> dict[str, list[str]]:

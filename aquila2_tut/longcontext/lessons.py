@@ -1,8 +1,8 @@
 """What a model is taught with: long documents to read on in, and texts in which it has to find numbers.
 
-Half of the rows are documents of the training split, packed as in pretraining. In the other half only the answers are
-labelled: each text hides a few numbers (`aquila2_tut.longcontext.passkey`) and asks for all of them at its end, and
-texts of several lengths share a row.
+Some rows are documents of the training split, packed as in pretraining. In the others only the answers are labelled:
+each text hides a few numbers (`aquila2_tut.longcontext.passkey`) and asks for all of them at its end, and texts of
+several lengths share a row.
 """
 
 from __future__ import annotations
