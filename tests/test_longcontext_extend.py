@@ -22,6 +22,7 @@ from aquila2_tut.longcontext.extend import (
     Extension,
     bits_per_byte,
     cells,
+    found_cells,
     found_share,
     read_results,
     scaled,
@@ -131,6 +132,8 @@ def test_the_books_recipe_makes_sense_and_wrong_ones_are_refused():
         load_recipe(Extension, RECIPE, methods=["magic"])
     with pytest.raises(TrainError, match="factors: whole numbers from 1 on are needed, not 0"):
         load_recipe(Extension, RECIPE, factors=[0])
+    with pytest.raises(TrainError, match="finding: a share from 0 to below 1 is needed, not 2"):
+        load_recipe(Extension, RECIPE, finding=2)
 
 
 def test_there_has_to_be_a_model(tmp_path):
@@ -225,6 +228,7 @@ def test_the_command_tells_each_cell(whole, base, tmp_path, capsys):
 def test_shares_and_results_that_are_not_there(tmp_path):
     row = {"passkey": [["en", 512, 0.1, 4, 1, 3], ["zh", 512, 0.1, 4, 1, 1], ["en", 1024, 0.1, 4, 0, 0]]}
     assert found_share(row, 512) == 0.5 and found_share(row, 512, likeliest=False) == 0.25
+    assert found_cells(row) == {(512, 0.1): 0.5, (1024, 0.1): 0.0}
     with pytest.raises(LongContextError, match="texts of 99 tokens"):
         found_share(row, 99)
     with pytest.raises(LongContextError, match="no results"):

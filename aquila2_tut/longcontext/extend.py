@@ -51,7 +51,9 @@ SHOWN = Path(__file__).with_name(RESULTS)
 
 @dataclass(frozen=True)
 class Extension(Run):
-    """How a model is extended; `length` is what it was trained on, `steps` are those at the new length.
+    """How a model is extended; `length` is what it was trained on.
+
+    `steps` are those at four times that length; at another one there are as many as give the same number of tokens.
 
     Args:
         base: one of the book's own models, or a folder.
@@ -196,7 +198,8 @@ class Study:
             place = self.taught(cell.seed)
         if cell.stage == "tuned":
             name = f"{cell.method}-{cell.factor}-seed-{cell.seed}"
-            run = dataclasses.replace(self.recipe, length=self.recipe.length * cell.factor)
+            steps = round(self.recipe.steps * 4 / cell.factor)
+            run = dataclasses.replace(self.recipe, length=self.recipe.length * cell.factor, steps=steps)
             place = self.learned(name, place, config, run, cell.seed)
         return Aquila2ForCausalLM.from_pretrained(place, config=config, dtype=torch.float32).eval()
 
@@ -333,18 +336,33 @@ def bits_per_byte(row: dict[str, Any]) -> float:
     return sum(band[2] for band in row["bits"]) / sum(band[3] for band in row["bits"])
 
 
+def found_cells(row: dict[str, Any], likeliest: bool = True) -> dict[tuple[int, float], float]:
+    """The share of numbers that a cell found, in both languages together, for each length and depth: a heat map.
+
+    Args:
+        row: of a cell.
+        likeliest: whether the likeliest of ten candidates counts, or what the model would say.
+    """
+    counts: dict[tuple[int, float], list[int]] = {}
+    for _, length, depth, total, *right in row["passkey"]:
+        count = counts.setdefault((length, depth), [0, 0])
+        count[0] += total
+        count[1] += right[likeliest]
+    return {cell: right / total for cell, (total, right) in sorted(counts.items())}
+
+
 def found_share(row: dict[str, Any], length: int, likeliest: bool = True) -> float:
-    """The share of numbers that a cell found in texts of one length.
+    """The share of numbers that a cell found in texts of one length; each depth has as many.
 
     Args:
         row: of a cell.
         length: tokens.
-        likeliest: whether the likeliest of ten candidates counts, or what the model would say.
+        likeliest: see `found_cells`.
 
     Raises:
         LongContextError: no text was as long.
     """
-    chosen = [counts for _, tokens, _, *counts in row["passkey"] if tokens == length]
-    if not chosen:
+    shares = [share for (tokens, _), share in found_cells(row, likeliest).items() if tokens == length]
+    if not shares:
         raise LongContextError(f"no number was asked for in texts of {length} tokens")
-    return sum(counts[1 + likeliest] for counts in chosen) / sum(counts[0] for counts in chosen)
+    return sum(shares) / len(shares)

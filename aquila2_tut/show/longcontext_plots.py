@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullLocator
 
 from .plots import BLUE, GREEN, MUTED, ORANGE, PALETTE, label, new_figure, new_panels, show, styled
 
@@ -93,14 +92,13 @@ def plot_positions(curves: Mapping[str, Curve], trained: int) -> None:
     """
     figure, axes = new_figure()
     for number, (name, curve) in enumerate(curves.items()):
-        middles = [(max(1, begin) * end) ** 0.5 for begin, end, _ in curve]
-        style = {"marker": "os^Dvp"[number % 6], "color": PALETTE[number % len(PALETTE)], "markersize": 5}
-        axes.plot(middles, [bits for *_, bits in curve], linewidth=1.8, label=method_name(name), **style)
+        edges = [curve[0][0], *(end for _, end, _ in curve)]
+        colour, dashes = PALETTE[number % len(PALETTE)], ("-", "--", ":", "-.")[number % 4]
+        values = [bits for *_, bits in curve]
+        axes.stairs(values, edges, baseline=None, color=colour, linestyle=dashes, linewidth=2, label=method_name(name))
     axes.axvline(trained, color=MUTED, linestyle="--", linewidth=1.2)
     ends = sorted({end for curve in curves.values() for _, end, _ in curve})
-    axes.set_xscale("log")
-    axes.set_xticks(ends, [f"{end:,}" for end in ends])
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([0, *ends], [f"{end:,}" for end in (0, *ends)])
     axes.set_xlabel(label("position (dashed: the length it was trained on)", "位置（虚线：训练长度）"))
     axes.set_ylabel(label("bits per byte", "每字节比特数"))
     figure.legend(loc="outside upper center", ncols=min(5, len(curves)))
@@ -144,8 +142,7 @@ def plot_stretched(rows: Mapping[str, Before], name: str, reference: float | Non
     if reference is not None:
         axes.axvline(reference, color=MUTED, linestyle="--", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [method_name(method) for method in rows])
-    axes.invert_yaxis()
-    axes.set_xlabel(name)
+    axes.set(xlabel=name, ylim=(len(rows) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
     figure.legend(loc="outside upper center", ncols=2)
     words = [_row_in_words(method_name(method), row) for method, row in rows.items()]
