@@ -221,6 +221,17 @@ def _evaluate(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+# --- long context ---
+
+
+def _extend(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.longcontext import commands
+
+        outcome[0] = commands.run_extend(rest, text)
+    return outcome[0]
+
+
 # --- quantization ---
 
 
@@ -431,6 +442,7 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "chat": _chat,
     "data": _data,
     "evaluate": _evaluate,
+    "extend": _extend,
     "finetune": _finetune,
     "merge": _merge,
     "plan": _plan,

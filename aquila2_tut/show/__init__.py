@@ -2,6 +2,7 @@
 
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
 from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
+from .longcontext_plots import Before, method_name, plot_passkey, plot_positions, plot_stretched
 from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
@@ -37,7 +38,9 @@ from .training_plots import (
 from .tuning_plots import plot_methods
 
 __all__ = [
+    "Before",
     "label",
+    "method_name",
     "page_language",
     "plot_attention_pattern",
     "plot_bits",
@@ -57,8 +60,10 @@ __all__ = [
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_passkey",
     "plot_peaks",
     "plot_placement",
+    "plot_positions",
     "plot_power_law",
     "plot_published",
     "plot_reasoning",
@@ -69,6 +74,7 @@ __all__ = [
     "plot_skills",
     "plot_speed_and_memory",
     "plot_steps",
+    "plot_stretched",
     "plot_sweep",
     "plot_tiles",
     "plot_weights_and_levels",
