@@ -65,7 +65,7 @@ def _tolerate_any_text() -> None:
 
 
 def _parser(text: dict[str, str]) -> argparse.ArgumentParser:
-    listing = "\n".join(f"  {name:8}{text[name]}" for name in COMMANDS)
+    listing = "\n".join(f"  {name:10}{text[name]}" for name in COMMANDS)
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=f"{text['program']}\n\n{text['command']}\n{listing}",
@@ -209,6 +209,29 @@ def _plan(rest: list[str], text: dict[str, str]) -> int:
     return outcome[0]
 
 
+# --- evaluation ---
+
+
+def _evaluate(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut import AutoLoader
+        from aquila2_tut.evaluate import commands
+
+        outcome[0] = commands.run_evaluate(rest, text, AutoLoader)
+    return outcome[0]
+
+
+# --- long context ---
+
+
+def _extend(rest: list[str], text: dict[str, str]) -> int:
+    with _told_errors() as outcome:
+        from aquila2_tut.longcontext import commands
+
+        outcome[0] = commands.run_extend(rest, text)
+    return outcome[0]
+
+
 # --- quantization ---
 
 
@@ -253,6 +276,8 @@ def _chat_parser(text: dict[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--topk", type=int, default=15, help=text["topk"])
     parser.add_argument("--seed", type=int, default=123, help=text["seed"])
     parser.add_argument("--max-gen-len", type=int, default=200, help=text["max_gen_len"])
+    parser.add_argument("--prefill-chunk", type=int, default=0, metavar="N", help=text["prefill_chunk"])
+    parser.add_argument("--cache-dtype", metavar="NAME", help=text["cache_dtype"])
     add_common(parser, text)
     return parser
 
@@ -299,6 +324,9 @@ def error_line(error: Exception) -> str:
     return f"{PROGRAM}: " + " ".join(printable(str(error)).split())
 
 
+_PASSED_ON = ("max_gen_len", "top_p", "topk", "temperature", "prefill_chunk", "cache_dtype")
+
+
 @dataclass
 class Session:
     """One conversation.
@@ -343,7 +371,7 @@ class Session:
             seed=seed + self.turns if seed > 0 else seed,
             convo_template=options["template"],
             system=options["system"],
-            **{name: options[name] for name in ("max_gen_len", "top_p", "topk", "temperature")},
+            **{name: options[name] for name in _PASSED_ON},
         )
 
     def reset(self) -> None:
@@ -413,6 +441,8 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, str]], int]] = {
     "assets": _assets,
     "chat": _chat,
     "data": _data,
+    "evaluate": _evaluate,
+    "extend": _extend,
     "finetune": _finetune,
     "merge": _merge,
     "plan": _plan,

@@ -198,7 +198,7 @@ def test_chat_options_reach_the_model():
             return iter(["ok"])
 
     argv = ["--base", "--system=S", "--template=aquila-v1", "--temperature=0", "--top-p=0.5", "--topk=3", "--seed=0"]
-    argv.append("--max-gen-len=9")
+    argv += ["--max-gen-len=9", "--prefill-chunk=64", "--cache-dtype=int8"]
     options = vars(cli._chat_parser(cli.TEXTS["en"]).parse_args(argv))
     session = cli.Session(Model(), "tokenizer", cli.TEXTS["en"], options)
     session.answer("x")
@@ -213,6 +213,8 @@ def test_chat_options_reach_the_model():
         "top_p": 0.5,
         "topk": 3,
         "temperature": 0.0,
+        "prefill_chunk": 64,
+        "cache_dtype": "int8",
     }
     assert session.history == [], "a base model continues texts; it has no conversation"
 

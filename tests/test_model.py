@@ -15,8 +15,9 @@ from aquila2_tut.config import Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM, inverse_frequencies, rotary_tables, rotate, torch_products
 from aquila2_tut.model.attention import triton_obstacle
 from aquila2_tut.model.documents import AttentionError
-from aquila2_tut.model.layers import Linear, RMSNorm, _GatedProduct, _onednn_linear_works, packed_for_decoding
+from aquila2_tut.model.layers import Linear, RMSNorm, _GatedProduct, packed_for_decoding
 from aquila2_tut.model.modeling import ModelError, packed_positions
+from aquila2_tut.model.products import onednn_linear_works
 from aquila2_tut.model.weights import load_model
 
 FLOOR = 2e-6  # relative to the largest logit: float32 rounding through a handful of layers
@@ -163,7 +164,7 @@ def test_rms_norm_in_float64():
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3, 64), (1, 200)])
 def test_onednn_linear_in_float64(shape):
-    if not _onednn_linear_works():
+    if not onednn_linear_works():
         pytest.skip("this build of torch has no oneDNN linear operator; the plain path is all there is")
     linear, x = Linear(64, 48), torch.randn(*shape, 64)
     with torch.no_grad():
@@ -199,7 +200,7 @@ def test_the_gated_product_is_that_of_autograd():
 
 @torch.no_grad()
 def test_matrices_packed_for_decoding_give_the_same_product_and_are_dropped():
-    if not _onednn_linear_works():
+    if not onednn_linear_works():
         pytest.skip("this build of torch has no oneDNN linear operator; the plain path is all there is")
     linear, x = Linear(512, 1024).bfloat16(), torch.randn(1, 1, 512).bfloat16()
     exact = x.double() @ linear.weight.double().T

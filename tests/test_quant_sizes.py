@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from aquila2_tut import assets
 from aquila2_tut.config import PRESETS, Aquila2Config
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.model.cache import growing_cache
+from aquila2_tut.model.cache import make_cache
 from aquila2_tut.model.weights import load_model
 from aquila2_tut.quant import (
     FORMATS,
@@ -273,7 +273,7 @@ def test_what_is_not_known():
 
 
 def test_the_cache(nano):
-    cache, tokens = growing_cache(), torch.arange(1, 12)[None]
+    cache, tokens = make_cache(), torch.arange(1, 12)[None]
     with torch.inference_mode():
         nano(input_ids=tokens, past_key_values=cache, use_cache=True)
     found = sum(side.nbytes for layer in cache.layers for side in (layer.keys, layer.values))

@@ -1,18 +1,16 @@
 """Figures of published results."""
 
 import pytest
-from figures import described, draw, well_made, words
+from figures import described, draw, well_made
 
 from aquila2_tut.evaluate.intervals import wilson
-from aquila2_tut.show import plot_intervals, plot_languages, plot_sizes
+from aquila2_tut.show import plot_intervals, plot_languages
 
 MEANS = {"Aquila2-7B": (63.7, 56.5), "Llama-2-7B": (57.9, 37.5)}
 SHARES = {"AquilaChat2-34B": wilson(20, 30), "GPT-4": wilson(30, 30)}
-SIZES = {"Aquila2-7B": (7, 58.3), "Llama-2-70B": (70, 67.1), "Qwen-7B": (7, 61.6)}
 FIGURES = {
     "languages": lambda: plot_languages(MEANS),
     "intervals": lambda: plot_intervals(SHARES),
-    "sizes": lambda: plot_sizes(SIZES),
 }
 
 
@@ -26,9 +24,3 @@ def test_figures_are_told_in_words(shown, monkeypatch):
     said = {name: described(draw(figure, "en", shown, monkeypatch)) for name, figure in FIGURES.items()}
     assert said["languages"] == "Aquila2-7B: English 63.7, Chinese 56.5; Llama-2-7B: English 57.9, Chinese 37.5"
     assert said["intervals"].startswith("AquilaChat2-34B: 66.7%, between 48.8% and 80.8%; GPT-4: 100.0%")
-    assert "Llama-2-70B: 70 billion, 67.1" in said["sizes"]
-
-
-def test_each_size_has_its_tick(shown, monkeypatch):
-    found = words(draw(FIGURES["sizes"], "en", shown, monkeypatch))
-    assert {"7", "70", *SIZES} <= set(found)

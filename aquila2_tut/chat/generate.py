@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
+from aquila2_tut.chat.prefill import ChatError, Reading, prefill
 from aquila2_tut.chat.templates import (
     Template,
     TemplateError,
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no whole character (yet)
-
-
-class ChatError(ValueError):
-    """A question, a history or a setting that no answer can be generated from."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +301,8 @@ class PredictMixin:
         history: list[Turn] | None = None,
         system: str | None = None,
         compat: bool = False,
+        prefill_chunk: int = 0,
+        cache_dtype: str | None = None,
     ) -> str:
         """Answer a question, or continue a text.
 
@@ -325,6 +324,9 @@ class PredictMixin:
             system: text in place of the template's system text; "" for none.
             compat: write the prompt as the original does, with a space added at its end; and with ``sft=False`` drop
                 one space at the beginning of the answer.
+            prefill_chunk: tokens of the pieces in which the prompt is read, see `prefill`; 0: all in one.
+            cache_dtype: "float32", "bfloat16", "float16" or "int8", in which keys and values are kept; None: as the
+                model computes. With one of these two the cache is made once, for the prompt and `max_gen_len`.
 
         Returns:
             The answer, without its stop string and without one leading space.
@@ -349,6 +351,8 @@ class PredictMixin:
                 history,
                 system,
                 compat,
+                prefill_chunk,
+                cache_dtype,
             )
         )
 
@@ -368,6 +372,8 @@ class PredictMixin:
         history: list[Turn] | None = None,
         system: str | None = None,
         compat: bool = False,
+        prefill_chunk: int = 0,
+        cache_dtype: str | None = None,
     ) -> Iterator[str]:
         """The answer of `predict` in pieces, as they are generated; same arguments, same errors, at once.
 
@@ -375,11 +381,12 @@ class PredictMixin:
             An iterator over pieces of text which, joined, are what `predict` returns. `history` is extended when it has
             been read to its end; a stream left before that leaves `history` alone.
         """
-        sampling = Sampling(max_gen_len, top_p, topk, temperature, seed)
+        sampling, reading = Sampling(max_gen_len, top_p, topk, temperature, seed), Reading(prefill_chunk, cache_dtype)
+        reading.new_cache(self)  # what cannot be is refused now
         layout = _choose_format(self, tokenizer, sft, convo_template, device, model_name, system, compat, history)
         prompt = layout.encode(text, history if history is not None else [])
         _check_fits(self, prompt, max_gen_len)
-        return _stream(self, text, prompt, layout, sampling, history if sft else None)
+        return _stream(self, text, prompt, layout, sampling, reading, history if sft else None)
 
     def predict_batch(
         self,
@@ -396,6 +403,8 @@ class PredictMixin:
         model_name: str | None = None,
         system: str | None = None,
         compat: bool = False,
+        prefill_chunk: int = 0,
+        cache_dtype: str | None = None,
     ) -> list[str]:
         """Answer several questions at once; arguments as for `predict`, and no history.
 
@@ -408,12 +417,13 @@ class PredictMixin:
         Raises:
             ChatError, TemplateError: as `predict`; the message names the prompt by its index.
         """
-        sampling = Sampling(max_gen_len, top_p, topk, temperature, seed)
+        sampling, reading = Sampling(max_gen_len, top_p, topk, temperature, seed), Reading(prefill_chunk, cache_dtype)
+        reading.new_cache(self)  # what cannot be is refused now
         layout = _choose_format(self, tokenizer, sft, convo_template, device, model_name, system, compat, None)
         if isinstance(texts, str):
             raise ChatError("predict_batch takes a list of prompts; predict takes one string")
         prompts = [_encode_row(self, index, text, layout, max_gen_len) for index, text in enumerate(texts)]
-        return _answer_all(self, prompts, layout, sampling) if prompts else []
+        return _answer_all(self, prompts, layout, sampling, reading) if prompts else []
 
 
 def _choose_format(
@@ -480,11 +490,17 @@ def _check_fits(model: Any, prompt: list[int], max_gen_len: int) -> None:
 
 
 def _stream(
-    model: Any, text: str, prompt: list[int], layout: _Format, sampling: Sampling, history: list[Turn] | None
+    model: Any,
+    text: str,
+    prompt: list[int],
+    layout: _Format,
+    sampling: Sampling,
+    reading: Reading,
+    history: list[Turn] | None,
 ) -> Iterator[str]:
     answer, pieces = layout.answer_text(), []
     stop_ids = layout.stop_ids(model)
-    for (token,) in _next_tokens(model, [prompt], stop_ids, sampling):
+    for (token,) in _next_tokens(model, [prompt], stop_ids, sampling, reading):
         piece = "" if token in stop_ids else answer.push(token)
         if piece:
             pieces.append(piece)
@@ -498,12 +514,14 @@ def _stream(
         history += [("human", text), ("gpt", "".join([*pieces, rest]))]
 
 
-def _answer_all(model: Any, prompts: list[list[int]], layout: _Format, sampling: Sampling) -> list[str]:
+def _answer_all(
+    model: Any, prompts: list[list[int]], layout: _Format, sampling: Sampling, reading: Reading
+) -> list[str]:
     stop_ids = layout.stop_ids(model)
     answers = [layout.answer_text() for _ in prompts]
     texts = [""] * len(prompts)
     running = set(range(len(prompts)))
-    for tokens in _next_tokens(model, prompts, stop_ids, sampling):
+    for tokens in _next_tokens(model, prompts, stop_ids, sampling, reading):
         for row in sorted(running):
             if tokens[row] not in stop_ids:
                 texts[row] += answers[row].push(tokens[row])
@@ -515,20 +533,21 @@ def _answer_all(model: Any, prompts: list[list[int]], layout: _Format, sampling:
 
 
 @torch.inference_mode()
-def _next_tokens(model: Any, prompts: list[list[int]], stop_ids: list[int], sampling: Sampling) -> Iterator[list[int]]:
-    """Generate, one forward pass a step: yields the next token of every row, `max_gen_len` times at most.
+def _next_tokens(
+    model: Any, prompts: list[list[int]], stop_ids: list[int], sampling: Sampling, reading: Reading
+) -> Iterator[list[int]]:
+    """Generate, one token a step: yields the next token of every row, `max_gen_len` times at most.
 
     Rows that are done go on being fed their own tokens; the caller ignores them and stops when all rows are done.
     """
     with _ready(model, rows=len(prompts)):
         ids, mask = _left_padded(prompts, sampling.max_gen_len, model.device)
         generators = [sampling.generator() for _ in prompts]
-        cache, width = None, 0
+        width = ids.shape[1]
+        cache = reading.new_cache(model, width + sampling.max_gen_len)
         for step in range(sampling.max_gen_len):
-            width += ids.shape[1]
-            output = model(
-                input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **_padding(mask, ids, width)
-            )
+            seen = None if mask is None else mask[:, : width + step]
+            output = prefill(model, ids, reading.prefill_chunk, cache, seen)
             cache, logits = output.past_key_values, output.logits[:, -1]
             if step == 0:
                 logits[:, stop_ids] = -torch.inf
@@ -564,15 +583,3 @@ def _left_padded(prompts: list[list[int]], room: int, device: torch.device) -> t
         return ids, None
     columns = torch.arange(longest + room, device=device)
     return ids, (columns >= torch.tensor(padding, device=device).unsqueeze(1)).long()
-
-
-def _padding(mask: Tensor | None, ids: Tensor, width: int) -> dict[str, Tensor]:
-    """The arguments that padding needs in a forward pass of ids (B, T) that ends at column `width`.
-
-    Positions count real tokens only; padding gets position 0, which its mask makes harmless.
-    """
-    if mask is None:
-        return {}
-    seen = mask[:, :width]
-    positions = (seen.cumsum(-1) - 1).clamp(min=0)
-    return {"attention_mask": seen, "position_ids": positions[:, -ids.shape[1] :]}

@@ -7,7 +7,7 @@ vocabularies of their own, and models that only count, can be compared.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from aquila2_tut.data import length_batches
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate, bootstrap
-from aquila2_tut.tokenizer import encode_batch
+from aquila2_tut.longcontext.errors import LongContextError
+from aquila2_tut.longcontext.windows import Span, encode_documents, spans
 
 _LOGITS = 1 << 25  # how many a batch may have: 128 MiB in float32
 
@@ -28,48 +29,6 @@ class Bits(NamedTuple):
 
     bits: float
     bytes: int
-
-
-class Span(NamedTuple):
-    """A window of a text: tokens begin to end are read, those from first on are counted, each after all before it."""
-
-    begin: int
-    first: int
-    end: int
-
-
-def spans(length: int, window: int, stride: int) -> Iterator[Span]:
-    """The windows in which a text is read so that every token but the first is counted once.
-
-    Args:
-        length: tokens of the text.
-        window: tokens that a model reads at once.
-        stride: tokens by which a window goes on; every token but the earliest has window - stride or more before it.
-
-    Raises:
-        EvaluateError: a stride that is not from 1 to window - 1.
-    """
-    if not 0 < stride < window:
-        raise EvaluateError(
-            f"the stride must be from 1 to {window - 1}, less than the window of {window}: not {stride}"
-        )
-    yield Span(0, 1, min(window, length))
-    for first in range(window, length, stride):
-        end = min(first + stride, length)
-        yield Span(end - window, first, end)
-
-
-def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], begin: int) -> list[list[int]]:
-    """The ids of texts, each after a token that begins it.
-
-    Raises:
-        EvaluateError: the vocabulary cannot say a text, so that not every byte of it could be counted.
-    """
-    found = encode_batch(tokenizer, texts)
-    for index, (text, ids) in enumerate(zip(texts, found, strict=True)):
-        if tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) != text:
-            raise EvaluateError(f"text {index} loses something in this vocabulary: leave it out for every model")
-    return [[begin, *ids] for ids in found]
 
 
 def bits_per_byte(
@@ -101,9 +60,12 @@ def bits_per_byte(
         raise EvaluateError(
             "the tokenizer has no bos, and the first token of a text must come after something: say begin"
         )
-    rows = encode_documents(tokenizer, texts, begin)
     stride = window // 2 if stride is None else stride
-    parts = [(number, span) for number, row in enumerate(rows) for span in spans(len(row), window, stride)]
+    try:
+        rows = encode_documents(tokenizer, texts, begin)
+        parts = [(number, span) for number, row in enumerate(rows) for span in spans(len(row), window, stride)]
+    except LongContextError as error:
+        raise EvaluateError(str(error)) from None
     lengths = [span.end - span.begin for _, span in parts]
     totals = np.zeros(len(rows))
     budget = max(window, _LOGITS // model.config.vocab_size)

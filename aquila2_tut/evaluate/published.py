@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -144,6 +145,26 @@ def _table(entry: Mapping[str, Any]) -> Table:
 def figures() -> list[Figure]:
     """Every cell of every table; `pandas.DataFrame(figures())` makes a frame of it."""
     return [figure for table in tables().values() for figure in table.figures()]
+
+
+def skills(table: Table, models: Sequence[str]) -> dict[str, dict[str, Estimate]]:
+    """Task -> model -> share of right answers with its interval, for tasks whose number of items is known.
+
+    Args:
+        table: one of `tables()`.
+        models: names over its columns, all of which have a figure for each such task.
+    """
+    found: dict[str, dict[str, Estimate]] = {}
+    for figure in table.figures():
+        if figure.model in models and (estimate := figure.interval()):
+            found.setdefault(figure.task, {})[figure.model] = estimate
+    return found
+
+
+def size(model: str) -> float | None:
+    """Billions of parameters, as far as the name says: 34 of "Aquila2-34B v1.2", None of "ChatGPT"."""
+    said = re.search(r"(\d+(?:\.\d+)?)B\b", model)
+    return float(said[1]) if said else None
 
 
 def mean(column: Mapping[str, float | None], tasks: Sequence[str]) -> float:

@@ -13,6 +13,7 @@ from ..train.tuning import METHODS, SHARDINGS
 from .advice import Change, advice, plan
 from .formula import formula_of
 from .hardware import GPUS
+from .inference import Answering, contexts_that_fit
 from .rehearse import Rehearsal, rehearse_setting
 from .setting import LOSSES, OPTIMIZERS, RECIPES, Setting, setting
 
@@ -84,15 +85,32 @@ def run_plan(argv: Sequence[str], text: dict[str, str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="aquila2-tut plan", description=text["plan"], add_help=False)
     parser.add_argument("--gpu", required=True, metavar="NAME", help=", ".join(GPUS))
+    parser.add_argument("--context", action="store_true", help=text["plan_context"])
     parser.add_argument("--json", action="store_true", help=text["json"])
     add_common(parser, text)
     options = parser.parse_args(argv)
+    if options.context:
+        return _print_contexts(options, text)
     fitting = plan(options.gpu)
     if options.json:
         print(json.dumps([dataclasses.asdict(s) | {"bytes": formula_of(s).peak_bytes} for s in fitting]))
     else:
         print(*_plan_lines(fitting, options.gpu, text), sep="\n")
     return 0 if fitting else 1
+
+
+def _print_contexts(options: argparse.Namespace, text: dict[str, str]) -> int:
+    found = contexts_that_fit(options.gpu)
+    if options.json:
+        print(json.dumps([one._asdict() for one in found]))
+    elif found:
+        print(text["plan_context_head"].format(gpu=options.gpu, chunk=Answering.chunk))
+        for one in found:
+            mark = "*" if one.tokens > one.own else ""
+            print(f"{one.model:22}{one.weights:8}{one.cache_dtype:10}{one.tokens:>10}{mark}")
+    else:
+        print(text["plan_nothing"].format(gpu=options.gpu))
+    return 0 if found else 1
 
 
 def _plan_lines(fitting: list[Setting], gpu: str, text: dict[str, str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .hardware import GPU
 from .setting import Setting
 
 # What a process holds before its first tensor, since kernels are loaded when they are first called: "around 400 MB".
@@ -21,7 +22,12 @@ ZERO3_LIVE = 1_000_000_000
 
 def cublas_bytes(wanted: Setting) -> int:
     """What cuBLAS works in."""
-    return _CUBLAS_HOPPER if wanted.card.capability >= (9, 0) else _CUBLAS
+    return cublas_workspace(wanted.card)
+
+
+def cublas_workspace(card: GPU) -> int:
+    """What cuBLAS works in on a card."""
+    return _CUBLAS_HOPPER if card.capability >= (9, 0) else _CUBLAS
 
 
 def gathered_bytes(wanted: Setting) -> int:

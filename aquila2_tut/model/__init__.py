@@ -6,8 +6,8 @@ Beside attention stand `documents` (padding and packing), `flash` (the Triton ke
 
 from .attention import attention, attention_weights
 from .documents import Documents
-from .layers import torch_products
 from .modeling import Aquila2ForCausalLM, Aquila2Model
+from .products import torch_products
 from .rope import attention_factor, inverse_frequencies, rotary_tables, rotate
 
 __all__ = [

@@ -1,9 +1,10 @@
 """Scaled dot-product attention with grouped-query heads, behind one function and in four ways.
 
-"eager" is the formula. "sdpa" is torch's own fused kernel. "flash" is the flash-attn package, on NVIDIA GPUs. "triton"
-is our kernel in `flash.py`, on a GPU or, slowly, in Triton's interpreter. They give the same numbers; they differ in
-what they write to memory and where they run, and `choose_backend` says which is taken and why. The key-value heads are
-not repeated in memory, but for sdpa with a mask on CUDA.
+"eager" is the formula. "sdpa" is torch's own fused kernel; long texts in float32 on a CPU, where no gradient is wanted,
+go through oneDNN block by block instead (`blocks.py`), unless `torch_products` forbids it. "flash" is the flash-attn
+package, on NVIDIA GPUs. "triton" is our kernel in `flash.py`, on a GPU or, slowly, in Triton's interpreter. They give
+the same numbers; they differ in what they write to memory and where they run, and `choose_backend` says which is taken
+and why. The key-value heads are not repeated in memory, but for sdpa with a mask on CUDA.
 
 The flash backend has been tested against a stand-in of the package, not on a GPU.
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .blocks import block_attention, takes_blocks
 from .documents import AttentionError, Documents, causal_mask
 
 Mask = Tensor | Documents | None
@@ -70,6 +72,8 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Mask) -> Tensor:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Mask) -> Tensor:
+    if causal and mask is None and takes_blocks(q, k, v):
+        return block_attention(q, k, v)
     causal, mask = _dense(causal, mask)
     queries, keys = q.shape[2], k.shape[2]
     if causal and queries > 1 and (queries < keys or mask is not None):

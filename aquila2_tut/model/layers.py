@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..config import Aquila2Config
 from .attention import Mask, attention, attention_weights
 from .documents import Documents
+from .products import float32_by_onednn, for_onednn, product
+from .products import torch_products as torch_products  # where readers of the book look for it
 from .rope import rotate
 
 
@@ -44,57 +44,6 @@ class RMSNorm(nn.Module):
             with off:
                 return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
-
-@functools.cache
-def _onednn_linear_works() -> bool:
-    """Whether torch can hand a float32 product to oneDNN, and gets it right."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    x, w = torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    try:
-        return torch.equal(torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""), x @ w.T)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return False
-
-
-_ONEDNN_WANTED = ContextVar("onednn_wanted", default=True)
-
-
-@contextlib.contextmanager
-def torch_products() -> Iterator[None]:
-    """Within the block every product is torch's own, and sums in the order in which transformers' products do."""
-    before = _ONEDNN_WANTED.set(False)
-    try:
-        yield
-    finally:
-        _ONEDNN_WANTED.reset(before)
-
-
-def _for_onednn(x: Tensor) -> bool:
-    # A tensor subclass (a fake tensor, a functional one) has its own idea of what an operator does.
-    plain = x.is_cpu and type(x) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
-    return plain and _ONEDNN_WANTED.get() and torch.backends.mkldnn.enabled and _onednn_linear_works()
-
-
-def _float32_by_onednn(x: Tensor, w: Tensor) -> bool:
-    # oneDNN knows no empty product.
-    return x.dtype == w.dtype == torch.float32 and x.numel() > 0 and _for_onednn(x)
-
-
-def product(x: Tensor, w: Tensor) -> Tensor:
-    """x W^T where no gradient is wanted: by oneDNN if both are float32 on a CPU, which is twice as fast.
-
-    Args:
-        x: (..., in).
-        w: (out, in); a transposed view will do.
-
-    Returns:
-        (..., out).
-    """
-    if _float32_by_onednn(x, w):
-        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
-    return F.linear(x, w)
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -130,8 +79,8 @@ class Linear(nn.Linear):
         w = self.weight
         packed = self.__dict__.get("packed")
         if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-            return _OneDNNLinear.apply(x, w) if _float32_by_onednn(x, w) else F.linear(x, w)
-        if packed is None or x.numel() != x.shape[-1] or x.dtype != w.dtype or not _for_onednn(x):
+            return _OneDNNLinear.apply(x, w) if float32_by_onednn(x, w) else F.linear(x, w)
+        if packed is None or x.numel() != x.shape[-1] or x.dtype != w.dtype or not for_onednn(x):
             return product(x, w)
         return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
@@ -158,7 +107,7 @@ def packed_for_decoding(model: nn.Module) -> Iterator[None]:
     types, and for models whose copies would take more than 1 GiB.
     """
     linears = [m for m in model.modules() if isinstance(m, Linear) and m.weight.numel() >= _PACKED_FROM]
-    linears = [m for m in linears if m.weight.dtype == torch.bfloat16 and _for_onednn(m.weight)]
+    linears = [m for m in linears if m.weight.dtype == torch.bfloat16 and for_onednn(m.weight)]
     if sum(m.weight.nbytes for m in linears) > _PACKED_UP_TO:
         linears = []
     for linear in linears:

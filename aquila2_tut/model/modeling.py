@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -17,16 +17,13 @@ from transformers.utils.generic import can_return_tuple
 from ..chat.generate import PredictMixin
 from ..config import Aquila2Config
 from .attention import Mask
-from .cache import growing_cache
+from .cache import make_cache
 from .documents import Documents
+from .errors import ModelError
 from .layers import DecoderLayer, RMSNorm, linear, packed_for_decoding
 from .rope import rotary_tables
 
 HeadLoss = Callable[[nn.Module, Tensor, Tensor, "int | Tensor | None"], Tensor]
-
-
-class ModelError(ValueError):
-    """Inputs that no forward pass can be made of."""
 
 
 class Aquila2PreTrainedModel(PreTrainedModel):
@@ -170,7 +167,7 @@ class Aquila2Model(Aquila2PreTrainedModel):
         """
         x = self._embed(input_ids, inputs_embeds)
         wants = self.config.use_cache and not self.training if use_cache is None else use_cache
-        cache = growing_cache() if wants and past_key_values is None else past_key_values
+        cache = make_cache() if wants and past_key_values is None else past_key_values
         past, keys = 0, x.shape[1]
         if cache is not None:
             past, keys = int(cache.get_seq_length()), cache.get_mask_sizes(x.shape[1], 0)[0]
@@ -216,9 +213,23 @@ class Aquila2ForCausalLM(Aquila2PreTrainedModel, PredictMixin, GenerationMixin):
         self.lm_head = linear(config, config.hidden_size, config.vocab_size)
         self.post_init()
 
+    def new_cache(self, stored: str | torch.dtype | None = None, length: int = 0) -> Cache:
+        """An empty cache for this model, see `aquila2_tut.model.cache.make_cache`."""
+        return make_cache(stored, length)
+
     def decoding(self) -> AbstractContextManager[None]:
         """What `predict` and `stream` wrap an answer in, see `packed_for_decoding`."""
         return packed_for_decoding(self)
+
+    def _prefill(
+        self, input_ids: Tensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> CausalLMOutputWithPast:
+        # transformers' generate(prefill_chunk_size=...) comes here: dynamic scaling has to know the whole length.
+        if generation_config.prefill_chunk_size is not None:
+            mask = model_kwargs.get("attention_mask")
+            length = input_ids.shape[1] if mask is None else int(mask.sum(-1).max())
+            model_kwargs = {**model_kwargs, "rotary_length": length}
+        return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
 
     @can_return_tuple
     def forward(

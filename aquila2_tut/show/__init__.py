@@ -3,6 +3,9 @@
 from .answers import check
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
 from .lora_plots import loss_differences, plot_adapters, plot_lengths, plot_published, table_rows
+from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
+from .longcontext_plots import Before, method_name, plot_passkey, plot_positions, plot_stretched
+from .lora_plots import plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
 from .plots import (
@@ -23,7 +26,7 @@ from .quant_plots import (
     plot_speed_and_memory,
     plot_weights_and_levels,
 )
-from .results_plots import plot_intervals, plot_languages, plot_sizes
+from .results_plots import plot_intervals, plot_languages
 from .scaling_plots import plot_held, plot_placement, strategy_name
 from .training_plots import (
     plot_bits,
@@ -40,6 +43,9 @@ __all__ = [
     "check",
     "label",
     "loss_differences",
+    "Before",
+    "label",
+    "method_name",
     "page_language",
     "plot_adapters",
     "plot_attention_pattern",
@@ -52,6 +58,7 @@ __all__ = [
     "plot_intervals",
     "plot_languages",
     "plot_layer_errors",
+    "plot_leak",
     "plot_lengths",
     "plot_losses",
     "plot_memory_needs",
@@ -59,16 +66,21 @@ __all__ = [
     "plot_outliers",
     "plot_padding",
     "plot_parameter_shares",
+    "plot_passkey",
     "plot_peaks",
     "plot_placement",
+    "plot_positions",
     "plot_power_law",
     "plot_published",
+    "plot_reasoning",
     "plot_roofline",
     "plot_rope",
     "plot_schedules",
     "plot_sizes",
+    "plot_skills",
     "plot_speed_and_memory",
     "plot_steps",
+    "plot_stretched",
     "plot_sweep",
     "plot_tiles",
     "plot_weights_and_levels",

@@ -1,4 +1,4 @@
-"""Figures of published results: means of two languages, shares with their intervals, size against score."""
+"""Figures of published results: means of two languages, and shares with their intervals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 
-from .plots import BLUE, GREEN, INK, MUTED, ORANGE, label, new_figure, show, styled
+from .plots import BLUE, MUTED, ORANGE, label, new_figure, show, styled
 
 if TYPE_CHECKING:
     from ..evaluate.intervals import Estimate
@@ -69,28 +69,3 @@ def plot_intervals(shares: Mapping[str, Estimate]) -> None:
         for name, found in shares.items()
     )
     show(figure, words, label("Shares with their intervals", "比例与区间"))
-
-
-@styled
-def plot_sizes(scores: Mapping[str, tuple[float, float]]) -> None:
-    """Show the score of each model against its size.
-
-    Args:
-        scores: model -> (billions of parameters, score in percent).
-    """
-    figure, axes = new_figure(height=3.6)
-    for name, (size, score) in scores.items():
-        ours = name.startswith(_OURS)
-        axes.plot([size], [score], "o", color=GREEN if ours else MUTED)
-        axes.annotate(name, (size, score), (5, 3), textcoords="offset points", color=INK, fontsize=9)
-    ticks = sorted({size for size, _ in scores.values()})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlim(ticks[0] / 1.15, ticks[-1] * 1.6)
-    axes.set(xlabel=label("billions of parameters", "参数量（十亿）"), ylabel=label("score, %", "得分（%）"))
-    words = label("; ", "；").join(
-        label(f"{name}: {size:g} billion, {score:.1f}", f"{name}：参数 {size:g}B，得分 {score:.1f}")
-        for name, (size, score) in scores.items()
-    )
-    show(figure, words, label("Size and score", "规模与得分"))

@@ -150,9 +150,7 @@ def tunable(recipe: Tuning, model: Aquila2ForCausalLM, name: str) -> nn.Module:
         TrainError: there are no such maps, or peft is missing.
     """
     if recipe.gradient_checkpointing:
-        # The old name is that of transformers 5.0.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        recompute_layers(model)
     if recipe.method == "full":
         return model.train()
     try:
@@ -172,6 +170,13 @@ def tunable(recipe: Tuning, model: Aquila2ForCausalLM, name: str) -> nn.Module:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return wrapped.train()
+
+
+def recompute_layers(model: Aquila2ForCausalLM) -> None:
+    """Lets a model compute what lies between its layers a second time, for the gradients, rather than keep it."""
+    # The old name is that of transformers 5.0.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def keep_four_bits(model: nn.Module) -> None:

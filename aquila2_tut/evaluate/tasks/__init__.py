@@ -7,13 +7,15 @@ as the interval around a share of twelve shows. The real sets are read from a fo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from aquila2_tut.evaluate.errors import EvaluateError
+from aquila2_tut.evaluate.scorers import AGGREGATIONS, SCORERS, boxed
+from aquila2_tut.evaluate.shipped import GENERATED, SHIPPED, shipped_items
 
 _HERE = Path(__file__).parent
 
@@ -52,6 +54,14 @@ def _are_four(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_text, value))
 
 
+def _is_boxed(value: Any) -> bool:
+    return _is_text(value) and bool(boxed(value))
+
+
+def _may_be_missing(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
 _TEXT = (_is_text, "a text that is not empty")
 FORMATS = {
     "mmlu": Format(
@@ -63,9 +73,25 @@ FORMATS = {
         },
         "MMLU",
     ),
-    "ceval": Format(
-        {**dict.fromkeys(["subject", "question", *"ABCD"], _TEXT), "answer": _one_of(*"ABCD")}, "C-Eval and CMMLU"
+    "ceval": Format({**dict.fromkeys(["subject", "question", *"ABCD"], _TEXT), "answer": _one_of(*"ABCD")}, "C-Eval"),
+    "cmmlu": Format({**dict.fromkeys(["subject", "Question", *"ABCD"], _TEXT), "Answer": _one_of(*"ABCD")}, "CMMLU"),
+    "gaokao": Format(
+        {
+            "passage": (_may_be_missing, "a text, or null"),
+            "question": _TEXT,
+            "options": (_are_four, "a list of four texts, (A) to (D)"),
+            "label": _one_of(*"ABCD"),
+        },
+        "AGIEval",
     ),
+    "math": Format(
+        {"problem": _TEXT, "solution": (_is_boxed, "a worked solution with its answer in \\boxed{}")}, "MATH"
+    ),
+    "wmt22": Format({"en": _TEXT, "zh": _TEXT}, "a pair of sentences"),
+    "humaneval": Format(
+        dict.fromkeys(["task_id", "prompt", "entry_point", "canonical_solution", "test"], _TEXT), "HumanEval"
+    ),
+    **{kind: Format({"question": _TEXT, "answer": _TEXT}, "a story with its question") for kind in GENERATED},
     "winogrande": Format(
         {
             "sentence": (_has_gap, "a text with one gap, written _"),
@@ -88,22 +114,26 @@ FORMATS = {
     ),
 }
 SETS = tuple(sorted(file.stem for file in _HERE.glob("*.jsonl")))
+ALL_SETS = (*SETS, *SHIPPED)
 
 
 def load_items(name: str, folder: str | Path | None = None) -> list[dict[str, Any]]:
     """The items of a set, each checked.
 
     Args:
-        name: one of `SETS`; or of a file NAME.jsonl in the folder, whose name begins with a key of `FORMATS`.
+        name: one of `ALL_SETS`; or of a file NAME.jsonl in the folder, whose name begins with a key of `FORMATS`.
         folder: where it is; by default, where the project's own are.
 
     Raises:
         EvaluateError: no such set, or an item that is not as it should be: file, line and field are named.
+        AssetError: HumanEval has not been fetched.
     """
+    if folder is None and (items := shipped_items(name)) is not None:
+        return items
     file = _file(name, folder)
     wanted = FORMATS[name.split("-")[0]]
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise EvaluateError(f"{file}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
     items = [_item(line, f"{file}, line {number}", wanted) for number, line in enumerate(lines, 1) if line.strip()]
@@ -116,10 +146,6 @@ def _file(name: str, folder: str | Path | None) -> Path:
     """The file of a set, or the word where it is to be had."""
     file = Path(folder or _HERE) / f"{name}.jsonl"
     kind = name.split("-")[0]
-    if kind == "humaneval":
-        raise EvaluateError(
-            "HumanEval is an asset: aquila2-tut assets fetch human-eval, then evaluate.sandbox reads it"
-        )
     if kind not in FORMATS:
         raise EvaluateError(f"there is no format {kind!r}; known: {', '.join(FORMATS)}")
     if not file.is_file():
@@ -145,12 +171,15 @@ def _item(line: str, where: str, wanted: Format) -> dict[str, Any]:
     return item
 
 
-def lm_eval_task(name: str, folder: str | Path | None = None) -> dict[str, Any]:
-    """A set as a task of EleutherAI's lm-eval: what is in its yaml, with the place of the file.
+def lm_eval_task(
+    name: str, folder: str | Path | None = None, items: Sequence[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """A set as a task of EleutherAI's lm-eval: what is in its yaml, with its items.
 
     Args:
-        name: one of `SETS`, or the name of a file in the folder of which a set has the format and the language.
+        name: one of `ALL_SETS`, or the name of a file in the folder of which a set has the format and the language.
         folder: see `load_items`; the items are checked.
+        items: take these in place of what the name stands for.
 
     Returns:
         A configuration that `lm_eval.simple_evaluate(tasks=[...])` takes.
@@ -158,11 +187,24 @@ def lm_eval_task(name: str, folder: str | Path | None = None) -> dict[str, Any]:
     Raises:
         EvaluateError: see `load_items`; or no set of that format in that language, the last word of the name.
     """
-    load_items(name, folder)
+    items = load_items(name, folder) if items is None else items
     words = name.split("-")
     pattern = _HERE / f"{words[0]}-{words[-1]}.yaml"
     if not pattern.is_file():
-        raise EvaluateError(f"{name}: how it is asked is known for {', '.join(SETS)}: name the file after one of them")
+        raise EvaluateError(
+            f"{name}: how it is asked is known for {', '.join(ALL_SETS)}: name the file after one of them"
+        )
     task = yaml.safe_load(pattern.read_text(encoding="utf-8"))
-    files = {task["test_split"]: str(_file(name, folder).resolve())}
-    return {**task, "task": f"aquila2-{name}", "dataset_kwargs": {"data_files": files}}
+    task |= {"task": f"aquila2-{name}", "custom_dataset": lambda **_: _in_memory(items)}
+    if "process_results" in task:
+        task["process_results"] = SCORERS[task["process_results"]]
+    for metric in task["metric_list"]:
+        metric["aggregation"] = AGGREGATIONS.get(metric["aggregation"], metric["aggregation"])
+    return task
+
+
+def _in_memory(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Items as lm-eval's library wants them; read from a file, they would be copied into a cache of the user's."""
+    from datasets import Dataset
+
+    return {"test": Dataset.from_list(list(items))}
