@@ -2,10 +2,9 @@
 
 from .answers import check
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
-from .lora_plots import loss_differences, plot_adapters, plot_lengths, plot_published, table_rows
 from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
 from .longcontext_plots import Before, method_name, plot_passkey, plot_positions, plot_stretched
-from .lora_plots import plot_lengths, plot_published, table_rows
+from .lora_plots import loss_differences, plot_adapters, plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
 from .plots import (
@@ -40,11 +39,10 @@ from .training_plots import (
 from .tuning_plots import plot_methods
 
 __all__ = [
+    "Before",
     "check",
     "label",
     "loss_differences",
-    "Before",
-    "label",
     "method_name",
     "page_language",
     "plot_adapters",
