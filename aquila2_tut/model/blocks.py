@@ -1,10 +1,9 @@
 """Causal attention of many queries, block by block, where oneDNN multiplies: on a CPU, in float32, without gradients.
 
 A block of queries is multiplied with just those keys that it may see, so that little above the diagonal is computed,
-and no mask of T x S is made: not for a whole text, and not for a piece of one that stands
-behind S - T cached keys. torch's fused kernel does the same for a whole text, with products that take twice as long as
-oneDNN's on the processor this was written on (AMD EPYC, with torch's MKL); `benchmarks/long_prefill.py` shows what
-that comes to.
+and no mask of T x S is made: not for a whole text, and not for a piece of one that stands behind S - T cached keys.
+torch's fused kernel does the same for a whole text, with products that take twice as long as oneDNN's on the processor
+this was written on (AMD EPYC, with torch's MKL); `benchmarks/long_prefill.py` shows what that comes to.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for start in range(0, queries, size):
             end = min(start + size, queries)
             past = keys - queries + start
-            # oneDNN keeps a program for each shape, half a megabyte or so: few widths, at the price of some masked keys.
+            # oneDNN keeps a program for each shape, half a megabyte or so: few widths, and some keys are masked.
             width = min(keys, -(-(past + end - start) // _WIDTH) * _WIDTH)
             out[row, shared, start:end] = _attend(mine[:, start:end], own_k[:width], own_v[:width], past)
     return out
