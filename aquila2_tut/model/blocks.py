@@ -1,10 +1,9 @@
 """Causal attention of many queries, block by block, where oneDNN multiplies: on a CPU, in float32, without gradients.
 
-A block of queries is multiplied with just those keys that it may see, so that nothing above the diagonal is computed
-but within the block itself, and no mask of T x S is made: not for a whole text, and not for a piece of one that stands
-behind S - T cached keys. torch's fused kernel does the same for a whole text, with products that take twice as long as
-oneDNN's on the processor this was written on (AMD EPYC, with torch's MKL); `benchmarks/long_prefill.py` shows what
-that comes to.
+A block of queries is multiplied with just those keys that it may see, so that little above the diagonal is computed,
+and no mask of T x S is made: not for a whole text, and not for a piece of one that stands behind S - T cached keys.
+torch's fused kernel does the same for a whole text, with products that take twice as long as oneDNN's on the processor
+this was written on (AMD EPYC, with torch's MKL); `benchmarks/long_prefill.py` shows what that comes to.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from torch import Tensor
 from .products import for_onednn, product
 
 _ROWS = 192  # of scores at a time: enough for the product, few enough to stay in a cache
+_WIDTH = 256  # keys, to a multiple of which those of a block are rounded up
 _LONG = 256  # queries from which it is worth while
 
 
@@ -45,16 +45,18 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mine, own_k, own_v = q[row, shared], k[row, head].contiguous(), v[row, head].contiguous()
         for start in range(0, queries, size):
             end = min(start + size, queries)
-            seen = keys - queries + end
-            out[row, shared, start:end] = _attend(mine[:, start:end], own_k[:seen], own_v[:seen])
+            past = keys - queries + start
+            # oneDNN keeps a program for each shape, half a megabyte or so: few widths, and some keys are masked.
+            width = min(keys, -(-(past + end - start) // _WIDTH) * _WIDTH)
+            out[row, shared, start:end] = _attend(mine[:, start:end], own_k[:width], own_v[:width], past)
     return out
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """One block: queries (G, N, D), of G heads, that stand at the last N of the keys (S, D) -> (G, N, D)."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
+    """One block: queries (G, N, D) of G heads, the first of which stands at key `past` of (S, D) -> (G, N, D)."""
     (group, new, dim), keys = q.shape, k.shape[0]
     scores = product(q.reshape(-1, dim), k)
-    future = torch.ones(new, new, dtype=torch.bool).triu(1)
-    scores.view(group, new, keys)[:, :, keys - new :].masked_fill_(future, -math.inf)
+    future = torch.ones(new, keys - past, dtype=torch.bool).triu(1)
+    scores.view(group, new, keys)[:, :, past:].masked_fill_(future, -math.inf)
     torch.softmax(scores, dim=-1, out=scores)
     return product(scores, v.t()).view(group, new, dim)
