@@ -2,8 +2,8 @@
 
 SmolLM2-135M in float32, here as an Aquila2 model in `HarnessModel`, there as transformers' LlamaForCausalLM in `HFLM`,
 with the same batch size. For each set: how far log-likelihoods lie apart, whether every generation is the same, both
-times, and their ratio. Of a text the distance is told for each token too: over hundreds of them hf, which adds up in
-float32, loses the fourth decimal. HumanEval's programs are run, in the sandbox, if that is allowed; there are 164.
+times, and their ratio. Of a text the distance is told for each token too: over hundreds of them the softmax and the sum
+that hf takes in float32 lose the third decimal. HumanEval's programs, 164 in all, are run in the sandbox if allowed.
 
     python benchmarks/evaluate.py [--humaneval 24] [--batch-size 8] [--allow-code-execution] [--json FILE]
 """
