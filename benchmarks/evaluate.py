@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from aquila2_tut import AutoLoader, assets
 from aquila2_tut.evaluate.harness import HarnessModel
@@ -38,16 +38,16 @@ SETS = ("mmlu-en", "winogrande-en", "gsm8k-en")
 
 
 def load(batch_size: int) -> dict[str, object]:
-    """Both sides, each with the tokenizer that its own library makes of the same file."""
+    """Both sides, with one tokenizer: transformers' own reading of the file's splits numbers otherwise."""
     file = assets.path("smollm2-135m")
     theirs = LlamaForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     loader = AutoLoader(
         "aquila2", model_name="SmolLM2-135M", device="cpu", torch_dtype="float32", local_files_only=True
     )
+    model, tokenizer = loader.get_model(), loader.get_tokenizer()
     return {
-        "hf": HFLM(pretrained=theirs, tokenizer=tokenizer, batch_size=batch_size, device="cpu"),
-        "ours": HarnessModel(loader.get_model(), loader.get_tokenizer(), batch_size, progress=False),
+        "hf": HFLM(pretrained=theirs, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size, device="cpu"),
+        "ours": HarnessModel(model, tokenizer, batch_size, progress=False),
     }
 
 
