@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,18 @@ def fingerprint(model: torch.nn.Module) -> str:
     a large model would take minutes. A change that leaves these alone is not seen.
     """
     found = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        flat = tensor.detach().reshape(-1)
-        some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
+    for name, value in model.state_dict().items():
+        for tensor in _plain_tensors(value):
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy()
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
     return found.hexdigest()
+
+
+def _plain_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a tensor is made of: torchao's hold codes and scales, and cannot be flattened themselves."""
+    if hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _plain_tensors(getattr(value, name))
+    elif isinstance(value, torch.Tensor):
+        yield value
