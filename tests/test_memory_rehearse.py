@@ -335,6 +335,32 @@ def test_the_command_tells_what_to_change(capsys):
     assert "checkpointing = True" in told and "model.embed_tokens.weight" in told and "激活值" in told
 
 
+def test_the_model_may_be_a_file_of_ones_own(tmp_path, capsys):
+    MODELS["narrow"].save_pretrained(tmp_path)
+    asked = ["rehearse", "--method", "full", "--batch-size", "2", "--seq-len", "64", "--json", "--model"]
+    assert main([*asked, str(tmp_path)]) == main([*asked, str(tmp_path / "config.json")]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    wanted = rehearse(MODELS["narrow"], "full", batch_size=2, seq_len=64)
+    assert first["peak_bytes"] == second["peak_bytes"] == wanted.peak_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ("{", "not valid JSON"),
+        ("[]", "config.json"),
+        ('{"hidden_size": 100, "num_attention_heads": 3}', "num_attention_heads"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(text: str | None, said: str, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert main(["rehearse", "--model", str(tmp_path / "config.json")]) == 2
+    told = capsys.readouterr().err
+    assert said in told and "config.json" in told and told.count("\n") == 1
+
+
 def test_each_saving_is_rehearsed(capsys):
     assert main(["rehearse", *TOO_LARGE, "--loss", "plain", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)

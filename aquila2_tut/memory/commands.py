@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from ..config import Aquila2Config, ConfigError
 from ..terminal import add_common
 from ..train.tuning import METHODS, SHARDINGS
 from .advice import Change, advice, plan
+from .errors import RehearsalError
 from .formula import formula_of
 from .hardware import GPUS
 from .inference import Answering, contexts_that_fit
@@ -40,6 +43,7 @@ def run_rehearse(argv: Sequence[str], text: dict[str, str]) -> int:
     fields = {name: value for name, value in options.items() if value is not None}
     if "targets" in fields:
         fields["targets"] = tuple(fields["targets"])
+    fields["model"] = _shape_of(fields["model"])
     found = rehearse_setting(setting(recipe, **fields))
     made = advice(found)
     if as_json:
@@ -47,6 +51,24 @@ def run_rehearse(argv: Sequence[str], text: dict[str, str]) -> int:
     else:
         print(*_lines(found, made, text), sep="\n")
     return 0 if found.fits else 1
+
+
+def _shape_of(model: str) -> str | Aquila2Config:
+    """A preset's name as it is; of a checkpoint's folder or a config.json, the shape that is written there.
+
+    Raises:
+        RehearsalError: no such file, or no configuration in it.
+    """
+    path = Path(model)
+    if not (model and path.is_dir()) and path.suffix != ".json":
+        return model
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return Aquila2Config.from_json_file(file)
+    except OSError as error:
+        raise RehearsalError(f"model: {file}: {error.strerror}") from None
+    except (ConfigError, TypeError, UnicodeDecodeError) as error:
+        raise RehearsalError(f"model: {error if str(file) in str(error) else f'{file}: {error}'}") from None
 
 
 def _rehearse_parser(text: dict[str, str]) -> argparse.ArgumentParser:
