@@ -58,7 +58,7 @@ class HarnessModel(TemplateLM):
         if batch_size < 1:
             raise EvaluateError(f"the batch size is {batch_size}: give 1 or more")
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
-        self.template, self.journal, self._progress = template, journal, progress
+        self.template, self.journal, self.progress = template, journal, progress
         self._fingerprint = fingerprint(model) if journal is not None else ""
         self._chats: dict[str, list[int]] = {}
 
@@ -227,7 +227,7 @@ class HarnessModel(TemplateLM):
         return request_key(self._fingerprint, *request)
 
     def _answers(self, keys: Sequence[str], what: str) -> _Answers:
-        return _Answers(keys, self.journal, what if self._progress else None)
+        return _Answers(keys, self.journal, what if self.progress else None)
 
 
 class _Answers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -83,16 +85,11 @@ def _in_chat(suite: Suite, model: HarnessModel) -> bool:
 
 
 def _samples(model: HarnessModel, tasks: list[dict[str, Any]], chat: bool, limit: int | None) -> dict[str, Any]:
-    found = lm_eval.evaluate(
-        lm=model,
-        task_dict=loaded(tasks),
-        limit=limit,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    return found["samples"]
+    settings = {"limit": limit, "apply_chat_template": chat, "fewshot_as_multiturn": chat, "bootstrap_iters": 0}
+    # lm-eval shows a bar of its own for each task and cannot be told not to.
+    bars = contextlib.nullcontext() if model.progress else contextlib.redirect_stderr(io.StringIO())
+    with bars:
+        return lm_eval.evaluate(lm=model, task_dict=loaded(tasks), log_samples=True, **settings)["samples"]
 
 
 def _score(suite: Suite, samples: Mapping[str, Any]) -> Score:
