@@ -17,7 +17,7 @@ from task_solvers import SOLVERS, animal_facts, kin_facts, singular
 from aquila2_tut import Aquila2Config, AutoLoader
 from aquila2_tut.data import encode_conversation, extract_answer
 from aquila2_tut.evaluate import EvaluateError, leak, measured, reasoning
-from aquila2_tut.evaluate.measured import measured_leak, measured_reasoning, paired, score, scores
+from aquila2_tut.evaluate.measured import by_steps, measured_leak, measured_reasoning, paired, score, scores
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.train import TrainError
 
@@ -248,6 +248,18 @@ def test_scores_are_of_the_stored_marks():
         assert table["generation"][task]["cot"].value == pytest.approx(share)
     assert table["generation"]["mean"]["cot"].value == pytest.approx(sum(shares.values()) / 3)
     assert 0.15 < table["generation"]["babi15"]["guess"].value < 0.4
+
+
+def test_steps_are_the_relatives_in_the_story():
+    """Counted in the questions: a story of n steps names n + 1 people in n sentences."""
+    found = measured_reasoning()
+    asked = reasoning.test_set(reasoning.Plan())["kinship"]
+    right = found.marks("chat")["kinship"][0]
+    table = by_steps(found)
+    assert list(table) == [2, 3, 4]
+    for count, row in table.items():
+        chosen = [number for number, one in enumerate(asked) if len(kin_facts(one.question, "en")[0]) == count]
+        assert row["chat"].value == pytest.approx(right[chosen].mean())
 
 
 # --- the leak ---

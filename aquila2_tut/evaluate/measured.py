@@ -13,10 +13,11 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
+import regex
 
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate
-from aquila2_tut.evaluate.reasoning import TUNED, VARIANTS, WAYS, Plan, guessed
+from aquila2_tut.evaluate.reasoning import TUNED, VARIANTS, WAYS, Plan, guessed, test_set
 
 Marks = Mapping[str, np.ndarray]  # task -> (seeds, questions), 1 where an answer is right
 
@@ -118,6 +119,23 @@ def scores(found: Reasoning) -> dict[str, dict[str, dict[str, Estimate]]]:
         }
         table[way]["mean"] = {name: score(rows) for name, rows in marks.items()}
     return table
+
+
+def by_steps(found: Reasoning, task: str = "kinship", way: str = "generation") -> dict[int, dict[str, Estimate]]:
+    """Steps of the reasoning -> variant -> share of right answers, see `score`: is what is longer harder?
+
+    Args:
+        found: what was measured.
+        task: one of its tasks; those of kinship have from two to four steps.
+        way: see `Reasoning.marks`.
+    """
+    asked = test_set(Plan(**found.plan))[task]
+    steps = np.array([len(regex.findall("[.。]", instance.reasoning)) for instance in asked])
+    marks = {variant: found.marks(variant, way)[task] for variant in VARIANTS}
+    return {
+        int(count): {variant: score({task: rows[:, steps == count]}) for variant, rows in marks.items()}
+        for count in np.unique(steps)
+    }
 
 
 class Paired(NamedTuple):
