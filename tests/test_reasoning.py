@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from task_solvers import SOLVERS, animal_facts, kin_facts, singular
 
 from aquila2_tut import Aquila2Config, AutoLoader
@@ -183,7 +182,7 @@ def test_the_paired_test_is_the_sign_test_where_all_differences_are_one():
     first, second = marks([0] * 9 + [1] * 40), marks([1] * 8 + [0] + [1] * 40)
     second["task"][0, 8], first["task"][0, 8] = 0, 1
     found = paired(first, second)
-    assert found.p == pytest.approx(binomtest(8, 9).pvalue, abs=0.01)
+    assert found.p == pytest.approx(2 * (1 + 9) / 2**9, abs=0.01)
     assert found.difference.value == pytest.approx(7 / 49)
     assert (found.better, found.seeds) == (1, 1)
 
