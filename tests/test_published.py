@@ -196,7 +196,7 @@ def test_an_empty_cell_and_a_figure_in_seconds_have_no_interval():
     ],
 )
 def test_what_a_difference_of_a_few_items_can_say_at_best(first, second, gains, losses, p):
-    """Items counted by hand from the README: of 30 each, 43.3 to 73.3 are 9 more, and so on; p out of Pascal's triangle."""
+    """Items counted by hand from the README: of 30 each, 43.3 to 73.3 are 9 more, and so on; p by Pascal's triangle."""
     found = most_favourable(TABLES["reasoning"], first, second)
     assert (found.gains, found.losses) == (gains, losses)
     assert found.p == pytest.approx(p)
