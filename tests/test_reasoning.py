@@ -151,6 +151,18 @@ def test_a_task_has_all_answers_that_are_asked_for():
         assert {one.answer for one in some} <= set(reasoning.possible_answers(task, "en"))
 
 
+def test_the_first_wrong_step_of_a_chain():
+    """Every sentence of a chain replaced in turn, and chains that are cut off before their end."""
+    for instance in reasoning.training_set(PLAN, 1)[:30]:
+        said = instance.conversation(cot=True)["conversations"][1]["value"]
+        steps = said.split(". ")
+        assert reasoning.first_wrong_step(instance, said) == 0
+        for number in range(len(steps) - 1):
+            for wrong in ([*steps[:number], "Kiki is a duck", *steps[number + 1 :]], [*steps[:number], ""]):
+                assert reasoning.first_wrong_step(instance, ". ".join(wrong)) == number + 1
+        assert reasoning.first_wrong_step(instance, instance.answer) == 1
+
+
 # --- what can be said ---
 
 
@@ -231,10 +243,25 @@ def test_what_was_not_measured():
 def test_the_chat_model_still_answers_as_stored(chat):
     """Thirty questions, both ways; another processor may round a tie to the other side."""
     asked = {task: some[:10] for task, some in reasoning.test_set(reasoning.Plan()).items()}
-    for way, tasks in reasoning.judged(*chat, asked, cot=False).items():
+    ask = {
+        "generation": lambda some: reasoning.right(some, reasoning.written(*chat, some, cot=False)),
+        "likelihood": lambda some: reasoning.likeliest(*chat, some),
+    }
+    for way, answer in ask.items():
         stored = measured_reasoning().marks("chat", way)
-        same = sum(int((stored[task][0, :10] == right).sum()) for task, right in tasks.items())
+        same = sum(int((stored[task][0, :10] == answer(some)).sum()) for task, some in asked.items())
         assert same >= 28
+
+
+def test_a_chain_without_a_fault_ends_in_the_answer_almost_always():
+    found = measured_reasoning()
+    for variant in reasoning.THINKING:
+        for task, wrong in found.wrong_steps(variant).items():
+            assert wrong.shape[1] == 100 and wrong.max() <= {"babi15": 2, "babi16": 3, "kinship": 4}[task]
+            rows = found.marks(variant)[task][-len(wrong) :]
+            assert rows[wrong == 0].mean() > 0.8 > rows[wrong > 0].mean()
+    with pytest.raises(EvaluateError, match="no chain of thought of 'sft'"):
+        found.wrong_steps("sft")
 
 
 def test_scores_are_of_the_stored_marks():

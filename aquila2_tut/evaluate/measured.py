@@ -17,7 +17,7 @@ import regex
 
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate
-from aquila2_tut.evaluate.reasoning import TUNED, VARIANTS, WAYS, Plan, guessed, test_set
+from aquila2_tut.evaluate.reasoning import THINKING, TUNED, VARIANTS, WAYS, Plan, guessed, test_set
 
 Marks = Mapping[str, np.ndarray]  # task -> (seeds, questions), 1 where an answer is right
 
@@ -52,6 +52,22 @@ class Reasoning:
         if not chosen or way not in chosen[0]:
             raise EvaluateError(f"nothing was measured of {variant!r} by {way!r}")
         return {task: np.array([_bits(run[way][task]) for run in chosen]) for task in chosen[0][way]}
+
+    def wrong_steps(self, variant: str) -> Marks:
+        """Task -> where each chain of thought first went wrong, (seeds, questions); 0 where it did not.
+
+        Of the runs for which that was stored, which are fewer than the others.
+
+        Args:
+            variant: "think" or "cot".
+
+        Raises:
+            EvaluateError: it was stored for none.
+        """
+        chosen = [run["wrong_step"] for run in self.runs if run["variant"] == variant and "wrong_step" in run]
+        if not chosen:
+            raise EvaluateError(f"no chain of thought of {variant!r} was looked at, only of {' and '.join(THINKING)}")
+        return {task: np.array([_bits(steps[task]) for steps in chosen]) for task in chosen[0]}
 
 
 @dataclass(frozen=True)
