@@ -152,7 +152,8 @@ def right(instances: Sequence[Instance], outputs: Sequence[str]) -> list[bool]:
 def first_wrong_step(instance: Instance, output: str) -> int:
     """The number of the first sentence of a chain of thought that is not the one it should be; 0 where all are.
 
-    There is one plain way to say each step, and one order. Where a step is wrong, the answer may still be right.
+    There is one plain way to say each step, and one order. Where a step is wrong, the answer may still be right; and
+    where none is, a chain may go on when it should end, and come to another answer.
 
     Args:
         instance: what was asked.
