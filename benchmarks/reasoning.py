@@ -61,12 +61,21 @@ def reasoning_run(variant: str, seed: int, folder: Path) -> dict[str, Any]:
         settings = plan.settings(seed, len(instances))
         log = reasoning.tune(model, tokenizer, instances, settings, cot=cot, folder=folder, on_step=tell)
     tuned = time.perf_counter()
-    found = reasoning.judged(model, tokenizer, reasoning.test_set(plan), cot=cot)
-    marks = {way: {task: bits(right) for task, right in tasks.items()} for way, tasks in found.items()}
+    asked = reasoning.test_set(plan)
+    outputs = {task: reasoning.written(model, tokenizer, some, cot=cot) for task, some in asked.items()}
+    found = {
+        "generation": {task: bits(reasoning.right(some, outputs[task])) for task, some in asked.items()},
+        "likelihood": {task: bits(reasoning.likeliest(model, tokenizer, some)) for task, some in asked.items()},
+    }
+    if cot:
+        found["wrong_step"] = {
+            task: "".join(map(str, map(reasoning.first_wrong_step, some, outputs[task])))
+            for task, some in asked.items()
+        }
     return {
         "variant": variant,
         "seed": seed,
-        **marks,
+        **found,
         "tokens": sum(step.tokens for step in log),
         "losses": [round(step.loss, 3) for step in log[9::10]],
         "seconds": {"tuning": round(tuned - begun), "judging": round(time.perf_counter() - tuned)},
@@ -82,10 +91,11 @@ def leak_run(variant: str, seed: int, folder: Path) -> dict[str, Any]:
     training = leak.training_data(plan, seed, leak=variant == "leak")
     reasoning.tune(model, tokenizer, training, plan.settings(seed), cot=False, folder=folder, on_step=tell)
     tests = {"leaked": leak.leaked_test(plan, seed), "fresh": leak.fresh_test(plan, seed)}
+    outputs = {name: reasoning.written(model, tokenizer, some, cot=False) for name, some in tests.items()}
     return {
         "variant": variant,
         "seed": seed,
-        "right": {name: bits(reasoning.written(model, tokenizer, some, cot=False)) for name, some in tests.items()},
+        "right": {name: bits(reasoning.right(some, outputs[name])) for name, some in tests.items()},
         "found": {name: leak.found_in(some, training) for name, some in tests.items()},
     }
 

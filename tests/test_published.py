@@ -11,6 +11,7 @@ from aquila2_tut.evaluate.published import (
     claims,
     figures,
     mean,
+    most_favourable,
     owners_of_means,
     shifts,
     tables,
@@ -185,3 +186,17 @@ def test_an_empty_cell_and_a_figure_in_seconds_have_no_interval():
     rows = {(f.model, f.task): f for f in TABLES["base-first"].figures()}
     assert rows["ChatGLM2-12B", "CMMLU"].interval() is None
     assert all(f.interval() is None for f in TABLES["finetuning"].figures())
+
+
+@pytest.mark.parametrize(
+    "first, second, gains, losses, p",
+    [
+        ("AquilaChat2-34B", "AquilaChat2-34B+SFT", 14, 1, 2 * (1 + 15) / 2**15),
+        ("AquilaChat2-34B+SFT", "AquilaChat2-34B+SFT+CoT", 9, 2, 2 * (1 + 11 + 55) / 2**11),
+    ],
+)
+def test_what_a_difference_of_a_few_items_can_say_at_best(first, second, gains, losses, p):
+    """Items counted by hand from the README: of 30 each, 43.3 to 73.3 are 9 more, and so on; p by Pascal's triangle."""
+    found = most_favourable(TABLES["reasoning"], first, second)
+    assert (found.gains, found.losses) == (gains, losses)
+    assert found.p == pytest.approx(p)

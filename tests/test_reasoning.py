@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
 from task_solvers import SOLVERS, animal_facts, kin_facts, singular
 
 from aquila2_tut import Aquila2Config, AutoLoader
 from aquila2_tut.data import encode_conversation, extract_answer
 from aquila2_tut.evaluate import EvaluateError, leak, measured, reasoning
-from aquila2_tut.evaluate.measured import measured_leak, measured_reasoning, paired, score, scores
+from aquila2_tut.evaluate.measured import by_steps, measured_leak, measured_reasoning, paired, score, scores
 from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.train import TrainError
 
 ROOT = Path(__file__).resolve().parent.parent
+SEEDS, LEAK_SEEDS = (1, 2, 3), (1, 2)  # of the stored runs
 PLAN = reasoning.Plan(questions={"babi15": 40, "babi16": 40, "kinship": 40}, asked=20)
 
 
@@ -152,6 +152,18 @@ def test_a_task_has_all_answers_that_are_asked_for():
         assert {one.answer for one in some} <= set(reasoning.possible_answers(task, "en"))
 
 
+def test_the_first_wrong_step_of_a_chain():
+    """Every sentence of a chain replaced in turn, and chains that are cut off before their end."""
+    for instance in reasoning.training_set(PLAN, 1)[:30]:
+        said = instance.conversation(cot=True)["conversations"][1]["value"]
+        steps = said.split(". ")
+        assert reasoning.first_wrong_step(instance, said) == 0
+        for number in range(len(steps) - 1):
+            for wrong in ([*steps[:number], "Kiki is a duck", *steps[number + 1 :]], [*steps[:number], ""]):
+                assert reasoning.first_wrong_step(instance, ". ".join(wrong)) == number + 1
+        assert reasoning.first_wrong_step(instance, instance.answer) == 1
+
+
 # --- what can be said ---
 
 
@@ -183,7 +195,7 @@ def test_the_paired_test_is_the_sign_test_where_all_differences_are_one():
     first, second = marks([0] * 9 + [1] * 40), marks([1] * 8 + [0] + [1] * 40)
     second["task"][0, 8], first["task"][0, 8] = 0, 1
     found = paired(first, second)
-    assert found.p == pytest.approx(binomtest(8, 9).pvalue, abs=0.01)
+    assert found.p == pytest.approx(2 * (1 + 9) / 2**9, abs=0.01)
     assert found.difference.value == pytest.approx(7 / 49)
     assert (found.better, found.seeds) == (1, 1)
 
@@ -216,8 +228,8 @@ def test_what_is_stored_was_done_by_the_plans_of_today():
     found = measured_reasoning()
     assert found.plan == json.loads(json.dumps(asdict(reasoning.Plan())))
     assert measured_leak().plan == json.loads(json.dumps(asdict(leak.LeakPlan())))
-    assert found.seeds == (1, 2, 3, 4, 5)
-    for variant, seeds in (("chat", 1), ("think", 1), ("sft", 5), ("cot", 5)):
+    assert found.seeds == SEEDS
+    for variant, seeds in (("chat", 1), ("think", 1), ("sft", len(SEEDS)), ("cot", len(SEEDS))):
         for way in reasoning.WAYS:
             rows = found.marks(variant, way)
             assert {task: table.shape for task, table in rows.items()} == dict.fromkeys(reasoning.TASKS, (seeds, 100))
@@ -232,10 +244,25 @@ def test_what_was_not_measured():
 def test_the_chat_model_still_answers_as_stored(chat):
     """Thirty questions, both ways; another processor may round a tie to the other side."""
     asked = {task: some[:10] for task, some in reasoning.test_set(reasoning.Plan()).items()}
-    for way, tasks in reasoning.judged(*chat, asked, cot=False).items():
+    ask = {
+        "generation": lambda some: reasoning.right(some, reasoning.written(*chat, some, cot=False)),
+        "likelihood": lambda some: reasoning.likeliest(*chat, some),
+    }
+    for way, answer in ask.items():
         stored = measured_reasoning().marks("chat", way)
-        same = sum(int((stored[task][0, :10] == right).sum()) for task, right in tasks.items())
+        same = sum(int((stored[task][0, :10] == answer(some)).sum()) for task, some in asked.items())
         assert same >= 28
+
+
+def test_a_chain_without_a_fault_ends_in_the_answer_more_often():
+    found = measured_reasoning()
+    for variant in reasoning.THINKING:
+        for task, wrong in found.wrong_steps(variant).items():
+            assert wrong.shape[1] == 100 and wrong.max() <= {"babi15": 2, "babi16": 3, "kinship": 4}[task]
+            rows = found.marks(variant)[task][-len(wrong) :]
+            assert rows[wrong == 0].mean() > rows[wrong > 0].mean() + 0.15
+    with pytest.raises(EvaluateError, match="no chain of thought of 'sft'"):
+        found.wrong_steps("sft")
 
 
 def test_scores_are_of_the_stored_marks():
@@ -250,10 +277,22 @@ def test_scores_are_of_the_stored_marks():
     assert 0.15 < table["generation"]["babi15"]["guess"].value < 0.4
 
 
+def test_steps_are_the_relatives_in_the_story():
+    """Counted in the questions: a story of n steps names n + 1 people in n sentences."""
+    found = measured_reasoning()
+    asked = reasoning.test_set(reasoning.Plan())["kinship"]
+    right = found.marks("chat")["kinship"][0]
+    table = by_steps(found)
+    assert list(table) == [2, 3, 4]
+    for count, row in table.items():
+        chosen = [number for number, one in enumerate(asked) if len(kin_facts(one.question, "en")[0]) == count]
+        assert row["chat"].value == pytest.approx(right[chosen].mean())
+
+
 # --- the leak ---
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", LEAK_SEEDS)
 def test_the_leak_is_found_and_nothing_else(seed):
     """Counted by the texts themselves; and an n-gram in common is no proof, which is what the other looks are for."""
     plan = leak.LeakPlan()
@@ -277,7 +316,7 @@ def test_the_leak_is_found_and_nothing_else(seed):
 def test_a_leak_lifts_the_score_of_its_own_test_alone():
     found = measured_leak()
     shares = {(v, test): rows.mean() for v in ("clean", "leak") for test, rows in found.marks(v).items()}
-    assert found.marks("leak")["leaked"].shape == (3, 80)
+    assert found.marks("leak")["leaked"].shape == (len(LEAK_SEEDS), 80)
     assert shares["leak", "leaked"] > shares["clean", "leaked"] + 0.2
     assert abs(shares["leak", "fresh"] - shares["clean", "fresh"]) < 0.05
 

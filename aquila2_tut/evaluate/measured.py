@@ -13,10 +13,11 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import numpy as np
+import regex
 
 from aquila2_tut.evaluate.errors import EvaluateError
 from aquila2_tut.evaluate.intervals import Estimate
-from aquila2_tut.evaluate.reasoning import TUNED, VARIANTS, WAYS, Plan, guessed
+from aquila2_tut.evaluate.reasoning import THINKING, TUNED, VARIANTS, WAYS, Plan, guessed, test_set
 
 Marks = Mapping[str, np.ndarray]  # task -> (seeds, questions), 1 where an answer is right
 
@@ -51,6 +52,22 @@ class Reasoning:
         if not chosen or way not in chosen[0]:
             raise EvaluateError(f"nothing was measured of {variant!r} by {way!r}")
         return {task: np.array([_bits(run[way][task]) for run in chosen]) for task in chosen[0][way]}
+
+    def wrong_steps(self, variant: str) -> Marks:
+        """Task -> where each chain of thought first went wrong, (seeds, questions); 0 where it did not.
+
+        Of the runs for which that was stored, which are fewer than the others.
+
+        Args:
+            variant: "think" or "cot".
+
+        Raises:
+            EvaluateError: it was stored for none.
+        """
+        chosen = [run["wrong_step"] for run in self.runs if run["variant"] == variant and "wrong_step" in run]
+        if not chosen:
+            raise EvaluateError(f"no chain of thought of {variant!r} was looked at, only of {' and '.join(THINKING)}")
+        return {task: np.array([_bits(steps[task]) for steps in chosen]) for task in chosen[0]}
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,23 @@ def scores(found: Reasoning) -> dict[str, dict[str, dict[str, Estimate]]]:
         }
         table[way]["mean"] = {name: score(rows) for name, rows in marks.items()}
     return table
+
+
+def by_steps(found: Reasoning, task: str = "kinship", way: str = "generation") -> dict[int, dict[str, Estimate]]:
+    """Steps of the reasoning -> variant -> share of right answers, see `score`: is what is longer harder?
+
+    Args:
+        found: what was measured.
+        task: one of its tasks; those of kinship have from two to four steps.
+        way: see `Reasoning.marks`.
+    """
+    asked = test_set(Plan(**found.plan))[task]
+    steps = np.array([len(regex.findall("[.。]", instance.reasoning)) for instance in asked])
+    marks = {variant: found.marks(variant, way)[task] for variant in VARIANTS}
+    return {
+        int(count): {variant: score({task: rows[:, steps == count]}) for variant, rows in marks.items()}
+        for count in np.unique(steps)
+    }
 
 
 class Paired(NamedTuple):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,39 @@ def skills(table: Table, models: Sequence[str]) -> dict[str, dict[str, Estimate]
         if figure.model in models and (estimate := figure.interval()):
             found.setdefault(figure.task, {})[figure.model] = estimate
     return found
+
+
+class Favourable(NamedTuple):
+    """The fewest items in which two models can differ, as published shares have it, and the sign test of those.
+
+    Attributes:
+        gains: items that only the second can have right.
+        losses: items that only the first can have right.
+        p: two-sided. Items that changed sides unseen, one for one within a task, could only make it larger.
+    """
+
+    gains: int
+    losses: int
+    p: float
+
+
+def most_favourable(table: Table, first: str, second: str) -> Favourable:
+    """How sure a difference can be at best, where the models' answers to single items were not published.
+
+    Args:
+        table: one of `tables()`, with tasks whose number of items is known.
+        first, second: names over its columns.
+
+    Source: the sign test as McNemar 1947 (doi 10.1007/BF02295996) has it, exact.
+    """
+    counts = _data()["items"]["counts"]
+    changes = [
+        round(found[second].value * counts[task]) - round(found[first].value * counts[task])
+        for task, found in skills(table, (first, second)).items()
+    ]
+    gains, losses = sum(max(0, change) for change in changes), sum(max(0, -change) for change in changes)
+    tail = sum(math.comb(gains + losses, few) for few in range(min(gains, losses) + 1)) / 2 ** (gains + losses)
+    return Favourable(gains, losses, min(1.0, 2 * tail))
 
 
 def size(model: str) -> float | None:

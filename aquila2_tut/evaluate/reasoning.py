@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import regex
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ VARIANTS = ("chat", "think", "sft", "cot")  # "think" is the chat model asked to
 THINKING, TUNED = ("think", "cot"), ("sft", "cot")
 WAYS = ("generation", "likelihood")
 TEMPLATE = "aquila-v1"  # in which Nano-Chat was tuned
+_SENTENCE = regex.compile("[^.。]+[.。]")
 _POOL = 2000  # training instances that are looked through for all the answers that a task has
 _OWN_DICE = 1000  # the chat model has seen the training stories of seed 42; those of a run begin here
 
@@ -131,16 +133,34 @@ def tune(
 # --- two ways to ask -------------------------------------------------------------------------------------------------
 
 
-def written(model: Any, tokenizer: PreTrainedTokenizerBase, instances: Sequence[Instance], *, cot: bool) -> list[bool]:
-    """Whether what a model writes, always the likeliest token, gives each answer.
+def written(model: Any, tokenizer: PreTrainedTokenizerBase, instances: Sequence[Instance], *, cot: bool) -> list[str]:
+    """What a model writes, always the likeliest token.
 
     Args:
         model, tokenizer: see `ask`.
         instances: what is asked.
         cot: whether it is asked to think step by step.
     """
-    outputs = ask(model, tokenizer, [one.prompt(cot) for one in instances], template=TEMPLATE)
+    return ask(model, tokenizer, [one.prompt(cot) for one in instances], template=TEMPLATE)
+
+
+def right(instances: Sequence[Instance], outputs: Sequence[str]) -> list[bool]:
+    """Which outputs give the answer."""
     return [is_correct(instance, output) for instance, output in zip(instances, outputs, strict=True)]
+
+
+def first_wrong_step(instance: Instance, output: str) -> int:
+    """The number of the first sentence of a chain of thought that is not the one it should be; 0 where all are.
+
+    There is one plain way to say each step, and one order. Where a step is wrong, the answer may still be right; and
+    where none is, a chain may go on when it should end, and come to another answer.
+
+    Args:
+        instance: what was asked.
+        output: what a model wrote, asked to think step by step.
+    """
+    wanted, found = (_SENTENCE.findall(text) for text in (instance.reasoning, output))
+    return next((n for n, step in enumerate(wanted, 1) if n > len(found) or found[n - 1].strip() != step.strip()), 0)
 
 
 def likeliest(model: Any, tokenizer: PreTrainedTokenizerBase, instances: Sequence[Instance]) -> list[bool]:
@@ -205,20 +225,3 @@ def _split(
     if len(prefixes) > 1:
         raise EvaluateError(f"the tokens of {question!r} depend on the answer after it: end it with a mark")
     return list(prefixes.pop()), rests
-
-
-def judged(
-    model: Any, tokenizer: PreTrainedTokenizerBase, asked: dict[str, list[Instance]], *, cot: bool
-) -> dict[str, dict[str, list[bool]]]:
-    """Way -> task -> whether each answer is right.
-
-    Args:
-        model, tokenizer: see `ask`.
-        asked: see `test_set`.
-        cot: whether the model thinks step by step where it can.
-    """
-    ways = {
-        "generation": lambda some: written(model, tokenizer, some, cot=cot),
-        "likelihood": lambda some: likeliest(model, tokenizer, some),
-    }
-    return {way: {task: judge(some) for task, some in asked.items()} for way, judge in ways.items()}
