@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from aquila2_tut.evaluate.prefixes import Ids, Tree, common_length, grow, portions
-from aquila2_tut.model.cache import growing_cache
+from aquila2_tut.model.cache import make_cache
 
 ROWS_AT_ONCE = 64  # of logits: with a vocabulary of 100,000 they take 26 MB, not gigabytes
 
@@ -40,12 +40,12 @@ class Reader:
         self.model = model
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder, self.head = base.model, base.lm_head
-        self.cache: Cache = growing_cache()
+        self.cache: Cache = make_cache()
         self._held: Ids = ()
 
     def forget(self) -> None:
         """Give the memory of the held beginning back."""
-        self.cache, self._held = growing_cache(), ()
+        self.cache, self._held = make_cache(), ()
 
     @torch.inference_mode()
     def read(self, sequences: Sequence[Ids], needed: int) -> tuple[Tree, Tensor]:

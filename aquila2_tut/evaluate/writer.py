@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from aquila2_tut.chat.generate import Sampling
 from aquila2_tut.evaluate.prefixes import Ids, Tree, portions
 from aquila2_tut.evaluate.reader import Reader
-from aquila2_tut.model.cache import growing_cache
+from aquila2_tut.model.cache import make_cache
 
 
 class Prompt(NamedTuple):
@@ -57,7 +57,7 @@ class Writer:
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, ends: frozenset[int]) -> None:
         self.reader, self.tokenizer, self.batch_size, self.ends = Reader(model), tokenizer, batch_size, ends
         self.rows: list[_Row] = []
-        self.cache, self.seen = growing_cache(), torch.empty(0, 0, dtype=torch.bool)
+        self.cache, self.seen = make_cache(), torch.empty(0, 0, dtype=torch.bool)
 
     @torch.inference_mode()
     def write(self, prompts: Sequence[Prompt], budget: int) -> Iterator[tuple[int, str]]:
@@ -111,7 +111,7 @@ class Writer:
         self._put(keys_values, seen, [*self.rows, *rows])
 
     def _put(self, keys_values: list[tuple[Tensor, Tensor]], seen: Tensor, rows: list[_Row]) -> None:
-        self.cache, self.seen, self.rows = growing_cache(), seen, rows
+        self.cache, self.seen, self.rows = make_cache(), seen, rows
         for number, (keys, values) in enumerate(keys_values if rows else []):
             self.cache.update(keys, values, number)
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aquila2_tut.longcontext.errors import LongContextError
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.model.cache import growing_cache
+from aquila2_tut.model.cache import make_cache
 
 ASK = {"en": "The number of the {key} is", "zh": "{key}的号码是"}
 ANSWER = {"en": " {value}", "zh": "{value}"}
@@ -232,7 +232,7 @@ class _Reader:
     """A model that goes on reading, and can forget what it read last."""
 
     def __init__(self, model: Aquila2ForCausalLM, length: int) -> None:
-        self.model, self.length, self.cache = model, length, growing_cache()
+        self.model, self.length, self.cache = model, length, make_cache()
 
     def scores(self, ids: Sequence[int]) -> Tensor:
         """log-probabilities of the token after these, (V,)."""
