@@ -3,7 +3,7 @@
 from .answers import check
 from .attention_plots import plot_growth, plot_roofline, plot_tiles, slope
 from .evaluation_plots import plot_leak, plot_reasoning, plot_sizes, plot_skills
-from .longcontext_plots import Before, method_name, plot_passkey, plot_positions, plot_stretched
+from .longcontext_plots import Before, method_name, plot_passkey, plot_positions, plot_slowing, plot_stretched
 from .lora_plots import loss_differences, plot_adapters, plot_lengths, plot_published, table_rows
 from .mask_view import show_mask
 from .memory_plots import plot_peaks, plot_steps
@@ -76,6 +76,7 @@ __all__ = [
     "plot_schedules",
     "plot_sizes",
     "plot_skills",
+    "plot_slowing",
     "plot_speed_and_memory",
     "plot_steps",
     "plot_stretched",

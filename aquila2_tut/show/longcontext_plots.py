@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,45 @@ METHOD_NAMES = {
 def method_name(method: str) -> str:
     """How a scaling is called in the language of the page; a name that is none of them stays what it is."""
     return label(*METHOD_NAMES.get(method, (method, method)))
+
+
+# ---------- frequencies ----------
+
+
+@styled
+def plot_slowing(slowed: Mapping[str, Sequence[float]], whole: int) -> None:
+    """Show by how many times each scaling slows each pair of components.
+
+    Args:
+        slowed: a method -> (D / 2,) how many times longer a pair's full turn takes than in training.
+        whole: how many pairs, from the fastest on, make a full turn within the trained length, drawn as a line.
+    """
+    figure, axes = new_figure()
+    for number, (name, factors) in enumerate(slowed.items()):
+        dashes = ("-", "--", ":", "-.")[number % 4]
+        axes.plot(factors, dashes, color=PALETTE[number % len(PALETTE)], linewidth=2, label=method_name(name))
+    axes.axvline(whole - 0.5, color=MUTED, linestyle="--", linewidth=1.2)
+    said = (
+        "pair of components (right of the dashed line: less than a turn in training)",
+        "分量对的编号（虚线右侧：训练中不足一圈）",
+    )
+    axes.set_xlabel(label(*said))
+    axes.set_ylabel(label("times slower", "变慢的倍数"))
+    axes.set_yscale("log", base=2)
+    steps = [2**power for power in range(math.ceil(math.log2(max(map(max, slowed.values())))) + 1)]
+    axes.set_yticks(steps, [f"{step}" for step in steps])
+    axes.margins(x=0.01)
+    figure.legend(loc="outside upper center", ncols=min(5, len(slowed)))
+    words = [_slowing_in_words(method_name(name), factors, whole) for name, factors in slowed.items()]
+    show(figure, label("; ", "；").join(words), label("How scalings slow the rotation", "各缩放方法把旋转放慢多少"))
+
+
+def _slowing_in_words(name: str, factors: Sequence[float], whole: int) -> str:
+    first, edge, last = (float(factors[place]) for place in (0, whole - 1, -1))
+    return label(
+        f"{name}: {first:.1f} times slower at the first pair, {edge:.1f} at pair {whole - 1}, {last:.1f} at the last",
+        f"{name}：第一对慢 {first:.1f} 倍，第 {whole - 1} 对 {edge:.1f} 倍，最后一对 {last:.1f} 倍",
+    )
 
 
 # ---------- passkeys ----------

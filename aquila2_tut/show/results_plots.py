@@ -16,11 +16,12 @@ _OURS = "Aquila"  # the family that the book is about stands out
 
 
 @styled
-def plot_languages(means: Mapping[str, tuple[float, float]]) -> None:
+def plot_languages(means: Mapping[str, tuple[float, float]], name: str = "") -> None:
     """Show of each model the mean over English and over Chinese tasks, and the way between them.
 
     Args:
         means: model -> (English, Chinese), in percent; drawn in this order from the top.
+        name: what they are, in the language of the page; by default the mean of ten tasks.
     """
     figure, axes = new_figure(height=1.3 + 0.3 * len(means))
     for place, (english, chinese) in enumerate(means.values()):
@@ -29,7 +30,7 @@ def plot_languages(means: Mapping[str, tuple[float, float]]) -> None:
     axes.plot([pair[0] for pair in means.values()], places, "s", color=ORANGE, label=label("English", "英文"))
     axes.plot([pair[1] for pair in means.values()], places, "o", color=BLUE, label=label("Chinese", "中文"))
     _name_rows(axes, list(means))
-    axes.set_xlabel(label("mean of ten tasks, %", "十项任务的平均（%）"))
+    axes.set_xlabel(name or label("mean of ten tasks, %", "十项任务的平均（%）"))
     figure.legend(loc="outside upper center", ncols=2, handlelength=1.0)
     words = label("; ", "；").join(
         label(f"{name}: English {en:.1f}, Chinese {zh:.1f}", f"{name}：英文 {en:.1f}，中文 {zh:.1f}")
