@@ -203,7 +203,13 @@ def test_python_hears_of_what_makes_sense_and_of_nothing_else(kernel_page):
 
 
 def test_a_widget_that_is_gone_no_longer_listens(kernel_page):
+    kernel_page.evaluate("document.querySelector('.picture svg').id = 'last'")
     assert kernel_page.evaluate("(end(), count())") == 0
+    kernel_page.evaluate("""() => {
+      document.querySelector('.rope-scalings').style.width = '300px';
+      return new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+    }""")
+    assert kernel_page.locator("#last").count() == 1
 
 
 # ---------- a page without a kernel ----------
@@ -336,6 +342,14 @@ def test_it_fits_the_window(static_page, language, width):
         assert right.max() <= frame["x"] + frame["width"] + 1
         assert top.min() >= frame["y"] - 1
         assert bottom.max() <= frame["y"] + frame["height"] + 1
+
+
+def test_the_numbers_of_close_lengths_do_not_touch(static_page):
+    page = static_page("en", factor=1.5)
+    upper, lower = (page.locator(f".picture text:text-is('{number}')").bounding_box() for number in ("3,072", "2,048"))
+    assert upper["y"] + 12 <= lower["y"]  # of 12 pixels each
+    page = static_page("en", factor=1)
+    assert page.locator(".picture text:text-is('2,048')").count() == 1
 
 
 def test_the_picture_follows_the_window(static_page):
