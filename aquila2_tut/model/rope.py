@@ -26,6 +26,11 @@ from torch import Tensor
 
 from ..config import Aquila2Config
 
+# Source: Peng et al. 2023 (arXiv 2309.00071), sections 3.2 and 3.4: the turns between which YaRN's ramp lies, and how
+# sqrt(1 / t) grows with ln(f). Both were found for LLaMA.
+BETA_FAST, BETA_SLOW = 32, 1
+YARN_SLOPE = 0.1
+
 
 def inverse_frequencies(config: Aquila2Config, length: int | Tensor = 0, device: torch.device | None = None) -> Tensor:
     """The angle by which one step forward turns each pair.
@@ -108,8 +113,8 @@ def yarn_kept(config: Aquila2Config, device: torch.device | None = None) -> Tens
     def index(turns: float) -> float:
         return dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
 
-    low = max(math.floor(index(rope.get("beta_fast", 32))), 0)
-    high = min(math.ceil(index(rope.get("beta_slow", 1))), dim - 1)
+    low = max(math.floor(index(rope.get("beta_fast", BETA_FAST))), 0)
+    high = min(math.ceil(index(rope.get("beta_slow", BETA_SLOW))), dim - 1)
     width = high - low or 0.001  # a step instead of a ramp, where both fall together
     ramp = (torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / width
     return 1 - ramp.clamp(0, 1)
@@ -125,7 +130,7 @@ def attention_factor(config: Aquila2Config) -> float:
     rope = config.rope_parameters
     if rope["rope_type"] != "yarn":
         return 1.0
-    return rope.get("attention_factor", 0.1 * math.log(rope["factor"]) + 1.0)
+    return rope.get("attention_factor", YARN_SLOPE * math.log(rope["factor"]) + 1.0)
 
 
 def rotary_tables(
