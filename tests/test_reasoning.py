@@ -21,7 +21,7 @@ from aquila2_tut.model import Aquila2ForCausalLM
 from aquila2_tut.train import TrainError
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS, LEAK_SEEDS = (1, 2, 3), (1, 2)  # of the stored runs
+SEEDS, LEAK_SEEDS = (1, 2, 3, 4, 5), (1, 2, 3)  # of the stored runs
 PLAN = reasoning.Plan(questions={"babi15": 40, "babi16": 40, "kinship": 40}, asked=20)
 
 
