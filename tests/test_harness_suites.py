@@ -42,7 +42,7 @@ def setting(tiny):
 class Told(LM):
     """Answers as a function of the item says; keeps what it was asked."""
 
-    template = None
+    template, progress = None, False
 
     def __init__(self, answer):
         super().__init__()
