@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from tiny import shape, vocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -16,25 +17,15 @@ from aquila2_tut.evaluate import Bits, EvaluateError, NGram, bits_per_byte, diff
 from aquila2_tut.evaluate.bits import spans
 from aquila2_tut.evaluate.intervals import bootstrap, wilson
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.tokenizer import encode_batch, load_tokenizer
-from aquila2_tut.tokenizer.train import train_aquila_like
+from aquila2_tut.tokenizer import encode_batch
 
 LINES = ["The cat sat on the mat, and nobody asked it why.", "小猫坐在垫子上，没有人问它为什么。", "a", "Open file…"]
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-}
+SHAPE = shape(64)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    train_aquila_like(LINES * 3, 300).save(str(folder / "tokenizer.json"))
-    return load_tokenizer(folder)
+    return vocabulary(tmp_path_factory.mktemp("vocabulary"), LINES * 3, 300)
 
 
 @pytest.fixture(scope="module")

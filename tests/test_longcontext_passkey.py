@@ -5,32 +5,22 @@ from random import Random
 
 import pytest
 import torch
+from tiny import shape, vocabulary
 
 from aquila2_tut.config import Aquila2Config
 from aquila2_tut.longcontext import LongContextError, Maker, accuracy, ask, make_items
 from aquila2_tut.longcontext.passkey import ASK, KEYS, Answer, scatter
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.tokenizer import load_tokenizer
-from aquila2_tut.tokenizer.train import train_aquila_like
 
 LINES = ["The cat sat on the mat.\n", "Nobody asked it why, and it did not say.\n", "小猫坐在垫子上。\n", "Tea?\n"]
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 48,
-}
+SHAPE = shape(48)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    train_aquila_like([*LINES, "The number of the garden is", "花园的号码是"] * 3, 330).save(
-        str(folder / "tokenizer.json")
+    return vocabulary(
+        tmp_path_factory.mktemp("vocabulary"), [*LINES, "The number of the garden is", "花园的号码是"] * 3, 330
     )
-    return load_tokenizer(folder)
 
 
 def maker(tokenizer, language="en", digits=1):

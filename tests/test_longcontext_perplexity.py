@@ -5,34 +5,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import shape, vocabulary
 
 from aquila2_tut.config import Aquila2Config
 from aquila2_tut.evaluate import bits_per_byte
 from aquila2_tut.longcontext import Encoded, LongContextError, by_context, by_position, encode
 from aquila2_tut.model import Aquila2ForCausalLM
-from aquila2_tut.tokenizer import load_tokenizer
-from aquila2_tut.tokenizer.train import train_aquila_like
 
 TEXTS = [
     "The cat sat on the mat, and nobody asked it why. 小猫坐在垫子上，没有人问它为什么。" * 3,
     "Open file… Save as… 打开文件，另存为。" * 4,
     "short",
 ]
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 16,
-}
+SHAPE = shape(16)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("vocabulary")
-    train_aquila_like(TEXTS * 3, 290).save(str(folder / "tokenizer.json"))
-    return load_tokenizer(folder)
+    return vocabulary(tmp_path_factory.mktemp("vocabulary"), TEXTS * 3, 290)
 
 
 @pytest.fixture(scope="module", params=["default", "dynamic"])

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from ..train.loss import chunk_size
 from .formula import Sizes
-from .rehearse import EFFICIENCY
+from .rehearse import Timed
 from .setting import Setting
 from .tracker import Work
 
@@ -37,7 +37,7 @@ Kernels = Iterator[tuple[int, Work]]  # how often, and what each does
 
 
 @dataclass(frozen=True)
-class Pace:
+class Pace(Timed):
     """A step's time on one card.
 
     Args:
@@ -54,16 +54,6 @@ class Pace:
     def least_seconds(self) -> float:
         """If every kernel reaches the card's peak."""
         return sum(self.seconds.values())
-
-    @property
-    def seconds_per_step(self) -> float:
-        """At `EFFICIENCY` of what each kernel could reach."""
-        return self.least_seconds / EFFICIENCY
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of one card."""
-        return self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
 
     def cost_per_million(self, price: float) -> float:
         """What a million tokens cost; as many cards are as many times as fast, and as dear.

@@ -28,8 +28,22 @@ from .unseen import bucket_bytes, cublas_bytes, gathered_bytes, outside_bytes
 EFFICIENCY = 0.5
 
 
+class Timed:
+    """A step of a `setting` of which it is known how long it takes at the card's peak, `least_seconds`."""
+
+    @property
+    def seconds_per_step(self) -> float:
+        """At `EFFICIENCY` of what each kernel could reach."""
+        return self.least_seconds / EFFICIENCY
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of one card."""
+        return self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
+
+
 @dataclass(frozen=True)
-class Rehearsal:
+class Rehearsal(Timed):
     """What came of it; bytes and seconds of one card.
 
     Args:
@@ -69,16 +83,6 @@ class Rehearsal:
     def fits(self) -> bool:
         """Whether it is there on the card."""
         return self.peak_bytes <= self.setting.card.usable
-
-    @property
-    def seconds_per_step(self) -> float:
-        """At `EFFICIENCY` of what each operator could reach."""
-        return self.least_seconds / EFFICIENCY
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of one card."""
-        return self.setting.batch_size * self.setting.seq_len / self.seconds_per_step
 
     def possible_in(self, seconds: float) -> bool:
         """Whether the arithmetic alone could be done in so many seconds, were the card's peak reached throughout."""
